@@ -1,0 +1,57 @@
+# `make` lists what there is. Variables: TORCH=cpu|keep, TORCH_INDEX=<index url>, PYTHON=<python 3.11-3.13>, ARGS="key=value ...".
+PYTHON ?= python3
+PY := .venv/bin/python
+TORCH ?=
+TORCH_INDEX ?=
+ARGS ?=
+
+# Threads that wait for work must not spin: on busy cores that costs five times the time.
+export OMP_WAIT_POLICY := PASSIVE
+
+METHODS := method=random,k_centers,lm,dilm
+RUNS := $(or $(patsubst root=%,%,$(filter root=%,$(ARGS))),runs)
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-all slurm-packages lint format clean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## .venv with the versions of requirements.lock (TORCH=keep: use the torch of the active Python)
+	@$(PYTHON) tools/install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
+
+quickstart: install ## the whole method on small models, 30 minutes on 2 cores (again: seconds); ARGS="root=/elsewhere"
+	$(PY) -m dilm.train experiment=quickstart $(ARGS)
+	$(PY) -m dilm.generate -m experiment=quickstart $(METHODS) dpc=5,20 $(ARGS)
+	$(PY) -m dilm.evaluate -m experiment=quickstart $(METHODS) dpc=5,20 learner.freeze_encoder=true $(ARGS)
+	$(PY) -m dilm.evaluate -m experiment=quickstart $(METHODS) dpc=20 evaluate.n_datasets=3 n_seeds=1 $(ARGS)
+	$(PY) tools/collect.py $(RUNS) --out report
+	@echo
+	@echo "The report is in report/, all artifacts are in $(RUNS)/. What to run next (first: source .venv/bin/activate):"
+	@echo "  make test                                                                  check this machine"
+	@echo "  python -m dilm.evaluate --help                                             every key"
+	@echo "  python -m dilm.train experiment=paper task=sst2                            the paper's settings, on a GPU"
+	@echo "  python -m dilm.train -m hydra/launcher=slurm task=sst2,qqp,mnli            one Slurm job a task"
+
+test: install slurm-packages lint ## lint, and every test but the slow ones
+	$(PY) -m pytest -m "not slow" -rs
+
+test-all: install slurm-packages lint ## lint, and every test
+	$(PY) -m pytest -rs
+
+slurm-packages: ## Debian's Slurm for the tests, where this user may install it (SLURM=no: leave it)
+	@$(if $(filter no,$(SLURM)),echo "slurm-packages: left alone (SLURM=no)",$(PYTHON) tools/install.py --slurm)
+
+lint: install ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: install ## let ruff rewrite the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove .venv and caches; runs and reports stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find dilm tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,241 @@
+"""The map of what stands under `root`: each artifact's folder, key, parents and the command that makes it.
+
+A key hashes what determines the artifact: its part of the configuration, its parents' keys, the data's content hash
+and the stage's version. Paths, launchers, workers and logging are not in it.
+"""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dilm import __version__, claims
+from dilm.config import REAL_METHODS, Config, LearnerConfig, plain
+from dilm.errors import MissingArtifactError
+from dilm.files import TEMPORARY, new_folder, write_json
+from dilm.keys import content_key
+from dilm.sources import source_id
+
+# Raised when a stage's results change for equal configurations.
+STAGE_VERSION = {"pretrain": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
+
+POLL_SECONDS = 1.0
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "h5py", "hydra-core", "datasets")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where an artifact is, or will be, and what determines it."""
+
+    folder: Path
+    key: str
+    science: dict[str, Any]  # what the key hashes
+    command: str  # makes it
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there: what stands under its final name is complete."""
+        return self.folder.is_dir()
+
+    def require(self) -> Path:
+        """Its folder. Raises MissingArtifactError, which names the command that makes it."""
+        if not self.exists:
+            raise MissingArtifactError(f"{self.folder} is not there yet. Make it with: {self.command}")
+        return self.folder
+
+
+def _artifact(config: Config, stage: str, name: str, science: dict[str, Any], command: str) -> Artifact:
+    science = {"stage": stage, "version": STAGE_VERSION[stage], **science}
+    key = content_key(science)
+    return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, command)
+
+
+def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in names}
+
+
+def task_science(config: Config) -> dict[str, Any]:
+    """What of a task determines results; where its rows were found does not, since their content is hashed."""
+    task = config.task
+    return {
+        "name": task.name,
+        "fields": task.fields,
+        "labels": task.labels,
+        "max_length": task.max_length,
+        "valid_rows": config.data.valid_rows,
+    }
+
+
+def learner_science(learner: LearnerConfig) -> dict[str, Any]:
+    """What of a learner determines its features and embeddings."""
+    return {
+        "source": source_id(learner.source),
+        "pooling": learner.pooling,
+        "embedding": learner.embedding,
+        "max_length": learner.max_length,
+    }
+
+
+def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
+    """The generator after language-model training (method `lm`)."""
+    science = {
+        "task": task_science(config),
+        "data": data_hash,
+        "generator": source_id(config.generator.source),
+        "pretrain": _without(plain(config.pretrain), "log_every", "valid_every"),
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    command = f"python -m dilm.train task={config.task.name} generator={config.generator.name}"
+    return _artifact(config, "pretrain", f"lm-{config.generator.name}", science, command)
+
+
+def match_artifact(config: Config, data_hash: str) -> Artifact:
+    """The generator after gradient matching (method `dilm`)."""
+    recording = ("log_every", "monitor_every", "monitor_dpc", "monitor_states")
+    science = {
+        "parent": pretrain_artifact(config, data_hash).key,
+        "match": _without(plain(config.match), "learner", *recording),
+        "learner": learner_science(config.match.learner),
+        "top_p": config.generate.top_p,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    command = f"python -m dilm.train task={config.task.name} generator={config.generator.name}"
+    return _artifact(config, "match", f"dilm-{config.generator.name}", science, command)
+
+
+def generator_artifact(config: Config, data_hash: str) -> Artifact:
+    """The trained generator that `config.method` samples from."""
+    return (pretrain_artifact if config.method == "lm" else match_artifact)(config, data_hash)
+
+
+def candidates_artifact(config: Config, data_hash: str) -> Artifact:
+    """All well-formed texts that a generator wrote, from which data sets are chosen."""
+    settings = config.generate
+    science: dict[str, Any] = {
+        "parent": generator_artifact(config, data_hash).key,
+        "pool": settings.pool,
+        "top_p": settings.top_p,
+        "batch": settings.batch,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    if settings.pool == "shared":
+        science |= {"pool_dpc": settings.pool_dpc}
+    else:
+        science |= {"oversample": settings.oversample, "dpc": config.dpc, "n_datasets": config.n_datasets}
+    command = f"python -m dilm.generate task={config.task.name} method={config.method} dpc={config.dpc}"
+    return _artifact(config, "candidates", f"candidates-{config.method}", science, command)
+
+
+def dataset_artifact(config: Config, data_hash: str) -> Artifact:
+    """The distilled data sets of one method and size."""
+    settings = config.generate
+    real = config.method in REAL_METHODS
+    selection = config.method if real else settings.selection
+    science: dict[str, Any] = {
+        "method": config.method,
+        "dpc": config.dpc,
+        "n_datasets": config.n_datasets,
+        "pool": settings.pool,
+        "selection": selection,
+        "seed": config.seed,
+    }
+    if selection == "k_centers":
+        science |= {"encoder": learner_science(settings.encoder), "precision": config.precision}
+    if real:
+        candidates = settings.real_candidates
+        science |= {"task": task_science(config), "data": data_hash, "real_candidates": candidates}
+    else:
+        science |= {"parent": candidates_artifact(config, data_hash).key}
+    command = f"python -m dilm.generate task={config.task.name} method={config.method} dpc={config.dpc}"
+    return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science, command)
+
+
+def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
+    """What determines an evaluation besides the data set and the seed."""
+    settings = config.evaluate
+    frozen = config.learner.freeze_encoder
+    optimizer = plain(settings.optimizer) | ({"lr": settings.head_lr} if frozen else {})
+    return {
+        "version": STAGE_VERSION["evaluate"],
+        "evaluator": config.evaluator,
+        "learner": learner_science(config.learner) | {"freeze_encoder": frozen},
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "optimizer": optimizer,
+        "metric": config.task.metric,
+        "dev": dev_hash,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+
+
+def make(
+    artifact: Artifact, build: Callable[[Path], None], config: Config, say: Callable[[str], None] = print
+) -> bool:
+    """Make an artifact unless it is there; True if this call made it.
+
+    `build` fills a temporary folder, which gets the final name at the end. Another process that is making the same
+    artifact is waited for; where it dies, this one takes over.
+    """
+    folder = artifact.folder
+    if artifact.exists and not config.force:
+        say(f"found {folder}")
+        return False
+    claim = folder.with_name(f"{folder.name}.claim")
+    waiting = False
+    while True:
+        with claims.held(claim) as won:
+            if artifact.exists and (waiting or not config.force):
+                say(f"found {folder}")
+                return False
+            if won:
+                _build(artifact, build, config)
+                say(f"wrote {folder}")
+                return True
+        if not waiting:
+            say(f"{folder} is being made by {claims.holder(claim)}; waiting for it")
+            waiting = True
+        time.sleep(POLL_SECONDS)
+
+
+def _build(artifact: Artifact, build: Callable[[Path], None], config: Config) -> None:
+    for leftover in artifact.folder.parent.glob(f"{artifact.folder.name}{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: the claim says that none is alive
+    with new_folder(artifact.folder) as temporary:
+        build(temporary)
+        write_json(temporary / "provenance.json", provenance(artifact, config))
+
+
+def provenance(artifact: Artifact, config: Config) -> dict[str, Any]:
+    """How an artifact was made: key and what it hashes, resolved configuration, code and package versions."""
+    return {
+        "key": artifact.key,
+        "science": artifact.science,
+        "config": plain(config),
+        "code": {"version": __version__, **_git_state()},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "job": claims.job_id(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit and whether files differ from it; nothing where the package is not a checkout."""
+    repository = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    return {} if commit is None else {"commit": commit, "dirty": bool(status)}

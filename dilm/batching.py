@@ -1,0 +1,33 @@
+"""Token sequences into padded tensors, and batches of like length.
+
+Shape suffixes: B sequences, L tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences padded on the right to the longest: ids_BL (int64) and mask_BL (1: a real token).
+
+    The mask comes from the lengths, not from the pad token, which some models use as an ordinary token too.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    ids_BL = torch.full((len(sequences), int(lengths.max())), pad_token)
+    for row, sequence in enumerate(sequences):
+        ids_BL[row, : len(sequence)] = torch.as_tensor(sequence)
+    mask_BL = (torch.arange(ids_BL.shape[1]) < lengths[:, None]).long()
+    return ids_BL.to(device), mask_BL.to(device)
+
+
+def by_length(lengths: Sequence[int], tokens: int) -> Iterator[np.ndarray]:
+    """Row indices in batches of like length, longest first, each at most `tokens` tokens with its padding."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,100 @@
+"""Claims: who is making an artifact or a cell, so that two processes never make the same one.
+
+A claim is a file made with O_EXCL semantics (a hard link, so that it is complete when it appears) and numbered by
+attempt. Attempt n+1 may only be made when attempt n's process has ended, so two takers can't both win.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dilm.files import disk_full_named, temporary_name
+
+
+def job_id() -> str:
+    """This process's job: the Slurm job (with its array task), or host and process id."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        return f"slurm-{array}_{task}" if array and task else f"slurm-{job}"
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host started (clock ticks since boot), which tells it from a later one of equal id."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _owner() -> dict[str, str | int | None]:
+    pid = os.getpid()
+    return {"job": job_id(), "host": socket.gethostname(), "pid": pid, "start": process_start(pid)}
+
+
+def is_stale(claim: Path) -> bool:
+    """Whether the claim's process has ended. A claim of another host counts as alive."""
+    try:
+        owner = json.loads(claim.read_text())
+    except FileNotFoundError:
+        return True
+    if owner["host"] != socket.gethostname():
+        return False
+    return process_start(owner["pid"]) is None or process_start(owner["pid"]) != owner["start"]
+
+
+def _attempts(claim: Path) -> list[Path]:
+    found = [path for path in claim.parent.glob(f"{claim.name}.[0-9]*") if path.suffix[1:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.suffix[1:]))
+
+
+def take(claim: Path) -> Path | None:
+    """Take the claim; the file that holds it, or None where a live process has it."""
+    attempts = _attempts(claim)
+    if attempts and not is_stale(attempts[-1]):
+        return None
+    number = int(attempts[-1].suffix[1:]) + 1 if attempts else 0
+    held = claim.with_name(f"{claim.name}.{number}")
+    temporary = temporary_name(claim)
+    with disk_full_named(claim):
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(_owner()))
+            os.link(temporary, held)
+        except FileExistsError:
+            return None
+        finally:
+            temporary.unlink(missing_ok=True)
+    return held
+
+
+def release(claim: Path) -> None:
+    """Give the claim back, and remove what earlier attempts left."""
+    for attempt in reversed(_attempts(claim)):
+        attempt.unlink(missing_ok=True)
+
+
+def holder(claim: Path) -> str:
+    """Who has the claim, for a message."""
+    attempts = _attempts(claim)
+    try:
+        owner = json.loads(attempts[-1].read_text())
+    except (IndexError, FileNotFoundError):
+        return "another process"
+    return f"job {owner['job']} (process {owner['pid']} on {owner['host']})"
+
+
+@contextmanager
+def held(claim: Path) -> Iterator[bool]:
+    """Hold a claim for the block; yields whether it was won."""
+    won = take(claim) is not None
+    try:
+        yield won
+    finally:
+        if won:
+            release(claim)

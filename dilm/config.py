@@ -1,0 +1,282 @@
+"""The one configuration tree that every command composes, as typed dataclasses attached to Hydra.
+
+A field's comment gives its unit and the paper's value. The YAML files in `conf/` fill the tree; a key that is not
+here, or a value of another type, is refused when the configuration is composed.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from dilm.errors import ConfigError, did_you_mean
+
+CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+
+METHODS = ("random", "k_centers", "lm", "dilm")
+REAL_METHODS = ("random", "k_centers")
+METRICS = ("accuracy", "accuracy_f1")
+POOLINGS = ("model", "mean", "cls")
+
+
+@dataclass
+class SourceConfig:
+    """Where a pretrained model comes from: exactly one of hub, package, path and built."""
+
+    hub: str | None = None  # id@revision
+    package: list[str] = field(default_factory=list)  # name==version; several where a model is cut in parts
+    sha256: list[str] = field(default_factory=list)  # of each package's file, in the same order
+    member: str = ""  # the model's folder or file inside the package
+    format: str = "transformers"  # transformers, gguf, onnx
+    tokenizer: list[str] = field(default_factory=list)  # package, sha256, member of a tokenizer that it borrows
+    path: str | None = None  # a folder on disk
+    built: str | None = None  # a tiny model built in code: no download
+
+
+@dataclass
+class TaskConfig:
+    """A text-classification task: where its rows are and what they mean."""
+
+    name: str = "???"
+    fields: list[str] = field(default_factory=list)  # text columns, in the order in which they are joined
+    labels: list[str] = field(default_factory=list)  # class names; a row's label is an index into them
+    metric: str = "accuracy"  # accuracy, or accuracy_f1: the mean of accuracy and F1 (QQP)
+    folder: str = ""  # folder below the data root
+    train: str = "train.tsv.gz"
+    dev: str = "dev.tsv.gz"
+    path: str | None = None  # a folder with those two files, before any other place
+    hub: str | None = None  # id@revision
+    hub_config: str | None = None
+    hub_dev: str = "validation"
+    package: str | None = None  # rows inside a registry package: name==version
+    sha256: str | None = None  # of that package's file
+    built: str | None = None  # rows made in code
+    max_length: int = 128  # tokens of a generated text, control tokens included
+
+
+@dataclass
+class DataConfig:
+    """How a task's rows are cut."""
+
+    valid_rows: int = 1000  # cut from train, stratified, for every choice that is made; never dev
+    fallback: str | None = None  # a task to take where this one's rows are nowhere to be had
+
+
+@dataclass
+class GeneratorConfig:
+    """The causal language model that writes the data set."""
+
+    name: str = "???"
+    source: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass
+class LearnerConfig:
+    """A classifier: an encoder and a linear head."""
+
+    name: str = "???"
+    source: SourceConfig = field(default_factory=SourceConfig)
+    pooling: str = "model"  # what the head reads: model (the architecture's own), mean or cls of the last layer
+    embedding: str = "cls"  # what clustering and selection read: cls, mean or last token of the last layer
+    max_length: int = 512  # tokens
+    freeze_encoder: bool = False  # train the head alone, on features computed once
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a cosine schedule and linear warm-up."""
+
+    lr: float = 1e-5
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of the gradient
+
+
+@dataclass
+class PretrainConfig:
+    """Language-model training on the real texts. Paper: 80,000 steps of 64."""
+
+    steps: int = 80_000
+    batch: int = 64
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    valid_every: int = 5_000  # steps between validations on the held-out training rows; 0: at the end alone
+    log_every: int = 10
+
+
+@dataclass
+class MatchConfig:
+    """Gradient matching. Paper: 2,000 outer x 10 inner updates, lr 3e-7."""
+
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    outer_steps: int = 2_000  # fresh learners
+    inner_steps: int = 10  # generator updates a learner
+    learner_steps: int = 20  # learner updates on real data between two generator updates
+    learner_batch: int = 64
+    learner_dropout: bool = False  # the authors' runs had none: their learner stayed in eval mode
+    learner_schedule: int = 200  # steps over which the learner's learning rate is scheduled
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-7, warmup=0.05))
+    learner_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
+    synthetic_dpc: int = 64  # M: synthetic texts a class in an update
+    real_dpc: int = 200  # real texts a class in an update
+    real_batches: int = 1  # real batches averaged for one update
+    representative: bool = True  # real batches from coresets rather than from the whole corpus
+    repset_dpc: int = 200  # texts a class in a representative set
+    n_repset: int = 10  # representative sets
+    real_candidates: int | None = None  # real texts that are embedded for the coresets; null: all
+    diverse: bool = True  # one text from each of M clusters of the pool, rather than M at random
+    regenerate_every: int = 20  # outer steps that share a pool of synthetic texts
+    pool_dpc: int | None = None  # texts a class in that pool; null: M x inner_steps x regenerate_every
+    temperature: float = 1.0  # T in softmax(-nll / T)
+    nll_average: str = "tokens"  # tokens: the paper's formula; padded: what the authors' code did
+    monitor_every: int = 0  # updates between measurements of gradient similarity on fresh texts; 0: none
+    monitor_dpc: int = 64  # fresh texts a class for one measurement
+    monitor_states: list[int] = field(default_factory=lambda: [0, 20, 100])  # learner steps of the fixed states
+    log_every: int = 1
+
+
+@dataclass
+class GenerateConfig:
+    """Writing candidates and choosing data sets from them."""
+
+    encoder: LearnerConfig = field(default_factory=LearnerConfig)
+    pool: str = "fresh"  # fresh: new candidates for every data set (paper); shared: one pool, halved for each
+    pool_dpc: int = 1_000  # candidates a class in a shared pool
+    real_candidates: int | None = None  # real texts among which real methods choose; null: all
+    oversample: int = 100  # candidates a class for each text kept, with pool=fresh
+    selection: str = "k_centers"  # k_centers, or none: the first dpc candidates
+    top_p: float = 0.95
+    batch: int = 256  # texts written at a time
+
+
+@dataclass
+class EvaluateConfig:
+    """Training learners on a data set and scoring them on dev."""
+
+    steps: int = 200
+    batch: int = 64
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
+    head_lr: float = 1e-2  # learning rate where the encoder is frozen and the head alone is trained
+    n_datasets: int | None = None  # data sets that are evaluated; null: all
+
+
+@dataclass
+class Config:
+    """Everything a command reads."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)  # what is evaluated
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    stages: list[str] = field(default_factory=lambda: ["pretrain", "match"])  # what `train` runs
+    method: str = "dilm"
+    evaluator: str = "finetune"
+    dpc: int = 20  # texts a class
+    n_datasets: int = 20
+    n_seeds: int = 5  # learners trained on each data set
+    seed: int = 0  # of training and of the data sets
+    precision: str = "bf16"  # of forward passes: bf16 (autocast) or fp32
+    root: str = "runs"
+    cache: str | None = None  # models and features; null: $DILM_CACHE or ~/.cache/dilm
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int | None = None  # of torch; null: as many as cores
+    tracking: str = "jsonl"  # jsonl alone, or mlflow besides
+    tracking_uri: str | None = None  # http(s); null: $MLFLOW_TRACKING_URI
+    force: bool = False  # make again what is there
+
+
+def attach() -> None:
+    """Register the schema under the name that `conf/config.yaml` starts from."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed configuration as dataclasses, checked. Raises ConfigError."""
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, Config):
+        raise ConfigError("the configuration does not start from `schema`; see conf/config.yaml.")
+    check(config)
+    return config
+
+
+def plain(part: Any) -> dict[str, Any]:
+    """A part of the configuration as a plain dictionary, for keys and provenance."""
+    return asdict(part)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "evaluator": ("finetune",),
+    "precision": ("bf16", "fp32"),
+    "device": ("auto", "cpu", "cuda"),
+    "tracking": ("jsonl", "mlflow"),
+    "task.metric": METRICS,
+    "learner.pooling": POOLINGS,
+    "learner.embedding": ("cls", "mean", "last"),
+    "match.learner.pooling": POOLINGS,
+    "match.learner.embedding": ("cls", "mean", "last"),
+    "match.nll_average": ("tokens", "padded"),
+    "generate.encoder.embedding": ("cls", "mean", "last"),
+    "generate.pool": ("fresh", "shared"),
+    "generate.selection": ("k_centers", "none"),
+}
+
+AT_LEAST_ONE = (
+    "dpc n_datasets n_seeds threads pretrain.steps pretrain.batch pretrain.log_every match.outer_steps "
+    "match.inner_steps match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
+    "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
+    "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
+    "generate.oversample generate.batch evaluate.steps evaluate.batch evaluate.n_datasets task.max_length "
+    "learner.max_length"
+).split()
+
+POSITIVE = (
+    "pretrain.optimizer.lr match.optimizer.lr match.learner_optimizer.lr evaluate.optimizer.lr evaluate.head_lr "
+    "match.temperature generate.top_p pretrain.optimizer.clip match.optimizer.clip evaluate.optimizer.clip"
+).split()
+
+NOT_NEGATIVE = (
+    "data.valid_rows pretrain.valid_every match.learner_steps match.monitor_every pretrain.optimizer.warmup "
+    "match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup"
+).split()
+
+
+def _lookup(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check(config: Config) -> None:
+    """Refuse values that no stage could work with. Raises ConfigError that names the key."""
+    for key, allowed in CHOICES.items():
+        if (found := _lookup(config, key)) not in allowed:
+            raise ConfigError(f"{key} {found!r} is unknown.{did_you_mean(str(found), allowed)}")
+    for key in AT_LEAST_ONE:
+        if (found := _lookup(config, key)) is not None and found < 1:
+            raise ConfigError(f"{key} is {found}; it must be at least 1.")
+    for key in POSITIVE:
+        if (found := _lookup(config, key)) <= 0:
+            raise ConfigError(f"{key} is {found}; it must be greater than 0.")
+    for key in NOT_NEGATIVE:
+        if (found := _lookup(config, key)) < 0:
+            raise ConfigError(f"{key} is {found}; it must not be negative.")
+    if config.generate.top_p > 1:
+        raise ConfigError(f"generate.top_p is {config.generate.top_p}; it is a probability, at most 1.")
+    for stage in config.stages:
+        if stage not in ("pretrain", "match"):
+            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, ('pretrain', 'match'))}")
+    wanted = config.evaluate.n_datasets
+    if wanted is not None and wanted > config.n_datasets:
+        raise ConfigError(
+            f"evaluate.n_datasets is {wanted}, but only n_datasets={config.n_datasets} data sets are made; "
+            "lower the one or raise the other."
+        )
+    if not config.task.fields or len(config.task.labels) < 2:
+        raise ConfigError(f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml.")

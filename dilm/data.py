@@ -1,0 +1,235 @@
+"""Tables of labelled texts: where a task's rows are found, how they are read, and one index by label."""
+
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dilm.config import DataConfig, TaskConfig
+from dilm.errors import DataError, SourceError
+from dilm.keys import derive_seed
+from dilm.sources import fetch_package, hub_reachable
+from dilm.text import fold_space
+from dilm.tiny import tiny_rows
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+TINY_ROWS = {"train": 1200, "dev": 300}
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Rows of labelled texts. A text is a tuple with one string a field."""
+
+    fields: tuple[str, ...]
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "TextTable":
+        """The rows with these indices, in this order."""
+        return replace(self, texts=[self.texts[row] for row in rows], labels=self.labels[np.asarray(rows, dtype=int)])
+
+    @cached_property
+    def rows_by_label(self) -> dict[int, np.ndarray]:
+        """Row indices of each label, ascending; made by one stable sort."""
+        order = np.argsort(self.labels, kind="stable")
+        present, starts = np.unique(self.labels[order], return_index=True)
+        return {int(label): rows for label, rows in zip(present, np.split(order, starts[1:]), strict=True)}
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over fields, texts and labels, whatever file they came from."""
+        digest = hashlib.sha256("\x1f".join(self.fields).encode())
+        for text, label in zip(self.texts, self.labels, strict=True):
+            digest.update(f"\x1e{int(label)}\x1f{chr(0x1F).join(text)}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def table(fields: Sequence[str], texts: list[tuple[str, ...]], labels: Sequence[int] | np.ndarray) -> TextTable:
+    """A table from plain lists."""
+    return TextTable(tuple(fields), texts, np.asarray(labels, dtype=np.int64))
+
+
+def read_tsv(path: Path, task: TaskConfig) -> TextTable:
+    """Read a TSV file (plain or .gz; header; no quoting; label last). Raises DataError with file and line."""
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    try:
+        with opened as stream:
+            raw = stream.read()
+    except (EOFError, OSError) as error:
+        raise DataError(f"{path}: can't be read ({error}). Fetch the file again.") from error
+    lines = raw.split(b"\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    expected = [*task.fields, "label"]
+    if not lines or lines[0].decode("utf-8", "replace").rstrip("\r").split("\t") != expected:
+        found = lines[0].decode("utf-8", "replace")[:80] if lines else "an empty file"
+        raise DataError(f"{path}, line 1: the header is {found!r}; it must be {chr(9).join(expected)!r} (tab-separated).")
+    texts, labels = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        *text, label = _parse_line(line, task, f"{path}, line {number}")
+        texts.append(tuple(text))
+        labels.append(int(label))
+    return table(task.fields, texts, labels)
+
+
+def _parse_line(line: bytes, task: TaskConfig, where: str) -> list[str]:
+    try:
+        values = line.decode("utf-8").rstrip("\r").split("\t")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from error
+    if len(values) != len(task.fields) + 1:
+        raise DataError(f"{where}: {len(values)} tab-separated values; there must be {len(task.fields) + 1}.")
+    if not values[-1].isdecimal() or int(values[-1]) >= len(task.labels):
+        raise DataError(f"{where}: label {values[-1]!r}; it must be 0 to {len(task.labels) - 1} ({', '.join(task.labels)}).")
+    for name, text in zip(task.fields, values, strict=False):
+        if not text.strip():
+            raise DataError(f"{where}: field {name!r} is empty; remove the row.")
+    return values
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task's rows were found: kind (folder, hub, package, built) and, for people, which."""
+
+    kind: str
+    where: str
+
+
+def find_place(task: TaskConfig) -> Place | None:
+    """The first place that has the task's rows: path, $DILM_DATA, ../shared/data, then package, code or the hub."""
+    if task.path is not None:
+        return Place("folder", task.path)
+    roots = [Path(os.environ["DILM_DATA"])] if os.environ.get("DILM_DATA") else []
+    for root in [*roots, SHARED_DATA]:
+        if task.folder and (root / task.folder).is_dir():
+            return Place("folder", str(root / task.folder))
+    if task.built is not None:
+        return Place("built", task.built)
+    if task.package is not None:
+        return Place("package", task.package)
+    if task.hub is not None and hub_reachable():
+        return Place("hub", task.hub)
+    return None
+
+
+def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
+    """The rows of split `train` or `dev`. Raises DataError or SourceError."""
+    place = find_place(task)
+    if place is None:
+        tried = f"task.path is not set, $DILM_DATA and {SHARED_DATA.parent.name}/data have no {task.folder!r}"
+        raise DataError(f"task {task.name!r}: no rows found: {tried}, and the hub can't be reached. Set one of them.")
+    if place.kind == "folder":
+        rows = read_tsv(_split_file(Path(place.where), task, split), task)
+    elif place.kind == "built":
+        texts, labels = tiny_rows(split, TINY_ROWS[split])
+        rows = table(task.fields, [(text,) for text in texts], labels)
+    elif place.kind == "package":
+        rows = _package_rows(task, split, cache)
+    else:
+        rows = _hub_rows(task, split)
+    missing = sorted(set(range(len(task.labels))) - set(rows.rows_by_label))
+    if missing:
+        raise DataError(f"task {task.name!r}: no {split} row has label {task.labels[missing[0]]!r} ({place.where}).")
+    return rows
+
+
+def _split_file(folder: Path, task: TaskConfig, split: str) -> Path:
+    name = task.train if split == "train" else task.dev
+    for candidate in (folder / name, folder / name.removesuffix(".gz")):
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"{folder / name}: there is no such file. Put it there, or set task.path to the folder that has it.")
+
+
+def _hub_rows(task: TaskConfig, split: str) -> TextTable:
+    from datasets import load_dataset  # heavy, and needed for the hub alone
+
+    identity, _, revision = str(task.hub).partition("@")
+    name = "train" if split == "train" else task.hub_dev
+    try:
+        rows = load_dataset(identity, task.hub_config, split=name, revision=revision or None)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise SourceError(f"task {task.name!r}: {task.hub} can't be loaded from the hub ({reason}).") from error
+    columns = [rows[field] for field in task.fields]
+    texts = [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)]
+    return table(task.fields, texts, list(rows["label"]))
+
+
+MOVIE_SNIPPETS = "movieReviewSnippets_GroundTruth.txt"
+MOVIE_DEV_ROWS = 1000
+
+
+def _package_rows(task: TaskConfig, split: str, cache: Path) -> TextTable:
+    """Movie snippets with a mean rating in -4..4: the label is its sign, and |mean| < 0.5 is dropped."""
+    archive = fetch_package(str(task.package), str(task.sha256), cache / "packages", sdist=True)
+    texts: list[tuple[str, ...]] = []
+    labels = []
+    for line in _movie_snippets(archive).splitlines():
+        _, rating, text = line.split("\t", 2)
+        if abs(float(rating)) >= 0.5 and text.strip():
+            texts.append((fold_space(text),))
+            labels.append(int(float(rating) > 0))
+    order = np.random.default_rng(derive_seed("dev", task.name)).permutation(len(texts))
+    rows = order[:MOVIE_DEV_ROWS] if split == "dev" else order[MOVIE_DEV_ROWS:]
+    return table(task.fields, texts, labels).take(rows)
+
+
+def _movie_snippets(archive: Path) -> str:
+    """The snippets' file, from the archive or from the archive inside it."""
+    with tarfile.open(archive) as outer:
+        for member in outer.getmembers():
+            stream = outer.extractfile(member) if member.isfile() else None
+            if stream is None:
+                continue
+            if member.name.endswith(MOVIE_SNIPPETS):
+                return stream.read().decode("utf-8", "replace")
+            if member.name.endswith((".tar.gz", ".tgz", ".tar")):
+                with tarfile.open(fileobj=io.BytesIO(stream.read())) as inner:
+                    names = [name for name in inner.getnames() if name.endswith(MOVIE_SNIPPETS)]
+                    found = inner.extractfile(names[0]) if names else None
+                    if found is not None:
+                        return found.read().decode("utf-8", "replace")
+    raise SourceError(f"{archive}: no {MOVIE_SNIPPETS} inside.")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A task's training rows, and the rows cut from them on which every choice is made."""
+
+    train: TextTable
+    valid: TextTable
+    content_hash: str  # of all training rows, before the cut
+
+
+def load_corpus(task: TaskConfig, data: DataConfig, cache: Path) -> Corpus:
+    """Training rows without the held-out ones. Dev is not read here: `evaluate` alone does that."""
+    rows = load_split(task, "train", cache)
+    held_out = stratified_rows(rows, data.valid_rows, derive_seed("valid", task.name))
+    kept = np.setdiff1d(np.arange(len(rows)), held_out)
+    return Corpus(rows.take(kept), rows.take(held_out), rows.content_hash)
+
+
+def stratified_rows(rows: TextTable, n: int, seed: int) -> np.ndarray:
+    """`n` row indices, ascending, with the labels' own shares (largest remainders). Raises DataError."""
+    if n >= len(rows):
+        raise DataError(f"data.valid_rows={n} would leave nothing of {len(rows)} training rows; lower it.")
+    generator = np.random.default_rng(seed)
+    groups = list(rows.rows_by_label.values())
+    exact = np.array([len(group) * n / len(rows) for group in groups])
+    counts = np.floor(exact).astype(int)
+    for position in np.argsort(counts - exact, kind="stable")[: n - counts.sum()]:
+        counts[position] += 1
+    chosen = [generator.choice(group, size=count, replace=False) for group, count in zip(groups, counts, strict=True)]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=int)

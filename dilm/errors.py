@@ -1,0 +1,44 @@
+"""Errors that a user can cause, each told in one line: what was found, what is allowed, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DilmError(Exception):
+    """Base of all errors that are the user's to mend; the command line prints one line and exits 2."""
+
+
+class ConfigError(DilmError):
+    """A key or value of the configuration is wrong."""
+
+
+class DataError(DilmError):
+    """A data set is missing, malformed, or too small for what was asked."""
+
+
+class SourceError(DilmError):
+    """A pretrained model or a data set can't be fetched, or is not what was pinned."""
+
+
+class ShardError(DilmError):
+    """A shard or its index is missing, truncated, altered, or of an unknown schema."""
+
+
+class MissingArtifactError(DilmError):
+    """An earlier stage's artifact is not there; the message names the command that makes it."""
+
+
+class CellsFailedError(DilmError):
+    """Some evaluation cells failed; their rows say why."""
+
+
+class DiskFullError(DilmError):
+    """No space is left; nothing stands half-written under a final name."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """End of an error message: the nearest known names, then all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(known)}."

@@ -1,0 +1,22 @@
+"""`python -m dilm.evaluate`: train fresh learners on distilled data sets and score them on dev."""
+
+from dilm.config import Config
+from dilm.launch import main
+
+
+def run(config: Config) -> None:
+    """Evaluate the missing cells of one task, method, size and learner, and print their mean."""
+    from dilm.stages import evaluate  # torch, which --help and a typo need not wait for
+
+    outcome = evaluate.run(config)
+    mean = f", mean {config.task.metric} {sum(outcome.values) / len(outcome.values):.1f}" if outcome.values else ""
+    elsewhere = f", {outcome.elsewhere} with other jobs" if outcome.elsewhere else ""
+    protocol = f"{config.learner.name}{' (frozen)' if config.learner.freeze_encoder else ''}"
+    print(
+        f"{config.task.name} {config.method} dpc {config.dpc} {protocol}: "
+        f"{outcome.done} cells evaluated{mean}, {outcome.found} found{elsewhere}"
+    )
+
+
+if __name__ == "__main__":
+    main("Evaluate distilled data sets: train fresh learners on each and score them on dev.", run)

@@ -1,0 +1,107 @@
+"""Files that are complete wherever they stand under their final name.
+
+Everything is written to a unique temporary name in the same folder, flushed to disk, renamed, and the folder
+flushed: a process killed at any moment leaves at most a temporary name.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dilm.errors import DiskFullError
+
+TEMPORARY = ".tmp-"
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses, and that says whose it is."""
+    return path.with_name(f"{path.name}{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Turn the operating system's "no space left" into an error that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"{path}: no space is left on the device. Nothing was written under this name; "
+            "free some space, or set root= to another disk, and run the same command again."
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically. Raises DiskFullError."""
+    temporary = temporary_name(path)
+    with disk_full_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder which becomes `path` at the end, whole, or vanishes if the block fails.
+
+    A folder that stands there already is replaced.
+    """
+    temporary = temporary_name(path)
+    with disk_full_named(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for entry in sorted(temporary.rglob("*")):
+                fsync_path(entry)
+            fsync_path(temporary)
+            if path.exists():
+                retired = temporary_name(path)
+                os.rename(path, retired)
+                os.rename(temporary, path)
+                shutil.rmtree(retired)
+            else:
+                os.rename(temporary, path)
+            fsync_path(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,15 @@
+"""`python -m dilm.generate`: write distilled data sets as HDF5 shards."""
+
+from dilm.config import Config
+from dilm.launch import main
+
+
+def run(config: Config) -> None:
+    """Make the data sets of one task, method and size."""
+    from dilm.stages import generate  # torch, which --help and a typo need not wait for
+
+    generate.run(config)
+
+
+if __name__ == "__main__":
+    main("Write distilled data sets: candidates from a trained generator or the real rows, and a selection of them.", run)

@@ -1,0 +1,237 @@
+"""The generator p_φ: a causal language model that writes labelled texts and says how likely they are.
+
+Shape suffixes: B texts, L tokens, V vocabulary, A attempts.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from dilm.batching import pad
+from dilm.data import TextTable
+from dilm.device import autocast
+from dilm.keys import derive_seed
+from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, parse_text, write_tokens
+
+ATTEMPTS = 8  # draws a token may need until it lies in the nucleus; 8 fail with probability 0.05^8 at top-p 0.95
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the generator wrote for one class: all texts, well-formed or not, in the order of their index."""
+
+    texts: list[tuple[str, ...] | None]  # None: not well-formed
+    tokens: list[list[int]]  # after <bos_y>, up to and with <eos>
+    nll: np.ndarray  # (n,) nats a token
+
+
+@dataclass
+class Generator:
+    """A causal language model with the control tokens of a task."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    control: ControlTokens
+    n_fields: int
+    max_length: int  # tokens of a text, control tokens included
+
+    def encode(self, table: TextTable) -> list[list[int]]:
+        """Each row's token sequence, from `<bos_y>` to `<eos>`."""
+        columns = [self._tokenize([text[position] for text in table.texts]) for position in range(self.n_fields)]
+        return [
+            write_tokens(fields, int(label), self.control, self.max_length)
+            for label, *fields in zip(table.labels, *columns, strict=True)
+        ]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # Control tokens written out in a text are ordinary characters there.
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+
+    def decode(self, ids: list[int]) -> str:
+        """The string of a field's tokens, as it was tokenised."""
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors, fp32) and tokenizer: loads with plain transformers."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def to(self, device: torch.device) -> "Generator":
+        """Move the model to a device."""
+        self.model.to(device)
+        return self
+
+
+def build_generator(folder: Path, n_labels: int, n_fields: int, max_length: int) -> Generator:
+    """A pretrained model with the task's control tokens added.
+
+    Each `<bos_y>` starts from the embedding of the model's own bos token, so that all classes start from the model's
+    idea of a beginning; `<sep>` starts from its eos token, and `<pad>`, never attended to, from the mean.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    names = [*(bos_token(label) for label in range(n_labels)), SEP_TOKEN, PAD_TOKEN]
+    tokenizer.add_special_tokens({"additional_special_tokens": names[:-1], "pad_token": PAD_TOKEN})
+    old_bos, old_eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    old_size = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    control = _control_tokens(tokenizer, n_labels)
+    start = {**dict.fromkeys(control.bos, old_bos), control.sep: old_eos}
+    with torch.no_grad():
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):  # often one and the same
+            weight = embedding.weight
+            weight[control.pad] = weight[:old_size].mean(0)
+            for new, old in start.items():
+                weight[new] = weight[old]
+    model.config.pad_token_id = model.generation_config.pad_token_id = control.pad
+    return Generator(model, tokenizer, control, n_fields, max_length)
+
+
+def load_generator(folder: Path, n_labels: int, n_fields: int, max_length: int) -> Generator:
+    """A generator that a stage saved."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return Generator(model, tokenizer, _control_tokens(tokenizer, n_labels), n_fields, max_length)
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int) -> ControlTokens:
+    bos = tuple(tokenizer.convert_tokens_to_ids(bos_token(label)) for label in range(n_labels))
+    return ControlTokens(
+        bos, tokenizer.convert_tokens_to_ids(SEP_TOKEN), tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(PAD_TOKEN)
+    )
+
+
+def token_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL in nats of every real token after the first, flat, and the row that each belongs to.
+
+    The vocabulary's logits are made at real positions alone: padding costs nothing there.
+    """
+    hidden_BLD = model.base_model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+    targets_BL = mask_BL[:, 1:].bool()
+    logits_NV = model.get_output_embeddings()(hidden_BLD[:, :-1][targets_BL])
+    nll_N = F.cross_entropy(logits_NV.float(), ids_BL[:, 1:][targets_BL], reduction="none")
+    return nll_N, targets_BL.nonzero()[:, 0]
+
+
+def sequence_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, average: str = "tokens") -> Tensor:
+    """Negative log-likelihood of each text, nll_B in nats a token (paper, equation 2).
+
+    `tokens` divides by the text's own tokens. `padded` divides by the batch's longest, as the authors' code does:
+    a text's weight then depends on its batch mates, and short texts count for more.
+    """
+    nll_N, rows_N = token_nll(model, ids_BL, mask_BL)
+    sums_B = torch.zeros(len(ids_BL), device=nll_N.device).index_add(0, rows_N, nll_N)
+    if average == "padded":
+        return sums_B / (ids_BL.shape[1] - 1)
+    return sums_B / (mask_BL.sum(1) - 1)
+
+
+def nucleus_draw(logits_BV: Tensor, uniforms_BA: Tensor, top_p: float) -> Tensor:
+    """One token a row from the nucleus: the most likely tokens that together have probability `top_p`.
+
+    A token is drawn from the whole distribution by inverse CDF, and drawn again (the row's next uniform) while it
+    lies outside the nucleus: the same distribution as sampling from the nucleus, without sorting the vocabulary.
+    """
+    probabilities_BV = logits_BV.float().softmax(-1)
+    cumulative_BV = probabilities_BV.cumsum(-1)
+    tokens_B = probabilities_BV.argmax(-1)
+    open_rows = torch.arange(len(logits_BV), device=logits_BV.device)
+    for attempt in range(uniforms_BA.shape[1]):
+        targets_B1 = uniforms_BA[open_rows, attempt, None] * cumulative_BV[open_rows, -1:]
+        drawn_B1 = torch.searchsorted(cumulative_BV[open_rows], targets_B1, right=True)
+        drawn_B1 = drawn_B1.clamp_max(logits_BV.shape[1] - 1)
+        rows_BV = probabilities_BV[open_rows]
+        likelier_B = torch.where(rows_BV > rows_BV.gather(1, drawn_B1), rows_BV, 0).sum(-1)
+        accepted_B = likelier_B < top_p
+        tokens_B[open_rows[accepted_B]] = drawn_B1[accepted_B, 0]
+        open_rows = open_rows[~accepted_B]
+        if len(open_rows) == 0:
+            break
+    return tokens_B
+
+
+def text_uniforms(seed: int, indices: Sequence[int], length: int) -> Tensor:
+    """The uniforms (n, length, A) of the texts with these indices: each text's depend on seed and index alone."""
+    drawn = [np.random.Generator(np.random.Philox(key=[seed, index])).random((length, ATTEMPTS)) for index in indices]
+    return torch.from_numpy(np.stack(drawn).astype(np.float32))
+
+
+@torch.inference_mode()
+def _write_batch(model: PreTrainedModel, start: int, eos: int, uniforms_BLA: Tensor, top_p: float) -> list[tuple[list[int], float]]:
+    """Continue `start` for every row until `<eos>` or the uniforms end; tokens and mean NLL in nats.
+
+    Rows that have ended leave the batch, so that the last long text doesn't cost the whole batch.
+    """
+    n, length = uniforms_BLA.shape[:2]
+    device = next(model.parameters()).device
+    uniforms_BLA = uniforms_BLA.to(device)
+    alive = torch.arange(n, device=device)
+    current_B1 = torch.full((n, 1), start, device=device)
+    tokens_BL = torch.full((n, length), eos, device=device)
+    lengths_B = torch.full((n,), length, device=device)
+    sums_B = torch.zeros(n, device=device)
+    cache = DynamicCache(config=model.config)
+    for position in range(length):
+        logits_BV = model(input_ids=current_B1, cache=cache, use_cache=True).logits[:, -1].float()
+        drawn_B = nucleus_draw(logits_BV, uniforms_BLA[alive, position], top_p)
+        sums_B[alive] += F.cross_entropy(logits_BV, drawn_B, reduction="none")
+        tokens_BL[alive, position] = drawn_B
+        going_B = drawn_B != eos
+        lengths_B[alive[~going_B]] = position + 1
+        if not going_B.any():
+            break
+        if not going_B.all():
+            cache.batch_select_indices(going_B.nonzero()[:, 0])
+        alive, current_B1 = alive[going_B], drawn_B[going_B, None]
+    means = (sums_B / lengths_B).tolist()
+    return [(row[:size], mean) for row, size, mean in zip(tokens_BL.tolist(), lengths_B.tolist(), means, strict=True)]
+
+
+class Writer:
+    """Writes texts with a frozen copy of a generator's weights, in the precision that sampling uses."""
+
+    def __init__(self, generator: Generator, precision: str) -> None:
+        self.generator = generator
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.model: nn.Module = deepcopy(generator.model).to(dtype).eval()
+
+    def write(self, label: int, indices: Sequence[int], names: Sequence[str | int], top_p: float, batch: int) -> Written:
+        """Write the texts of class `label` with these indices.
+
+        A text is determined by the weights, `names` (which seed it), its label and its index; the batch it was
+        written in changes it through rounding alone.
+        """
+        generator = self.generator
+        seed = derive_seed(*names, label)
+        done: list[tuple[list[int], float]] = []
+        for start in range(0, len(indices), batch):
+            uniforms = text_uniforms(seed, indices[start : start + batch], generator.max_length - 1)
+            done += _write_batch(self.model, generator.control.bos[label], generator.control.eos, uniforms, top_p)
+        texts = [parse_text(ids, generator.n_fields, generator.control, generator.decode) for ids, _ in done]
+        return Written(texts, [ids for ids, _ in done], np.array([nll for _, nll in done], dtype=np.float32))
+
+
+@torch.inference_mode()
+def mean_token_nll(generator: Generator, sequences: list[list[int]], batch: int, precision: str) -> float:
+    """Mean NLL in nats over all tokens of the sequences: the held-out score of language-model training."""
+    model = generator.model
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+    for start in range(0, len(order), batch):
+        ids_BL, mask_BL = pad([sequences[row] for row in order[start : start + batch]], generator.control.pad, device)
+        with autocast(device, precision):
+            nll_N, _ = token_nll(model, ids_BL, mask_BL)
+        total += float(nll_N.sum())
+        count += len(nll_N)
+    model.train(was_training)
+    return total / count

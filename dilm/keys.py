@@ -1,0 +1,23 @@
+"""Identity by content: keys of artifacts and cells, and the seed of every random draw, from names alone."""
+
+import hashlib
+import json
+from typing import Any
+
+KEY_LENGTH = 12
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for equal values: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_key(value: Any) -> str:
+    """The first 12 hex digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def derive_seed(*names: str | int) -> int:
+    """A seed in [0, 2^63) from the names of what is drawn, so that no draw depends on what ran before it."""
+    digest = hashlib.sha256(canonical_json(list(names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,41 @@
+"""Gradient matching: how alike are the learner's gradients on real and on synthetic text? (paper, section 3.2)
+
+Shape suffixes: B texts of one label, C labels, D features, P = C*D (+ C) parameters of a linear head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def head_gradients(features_BD: Tensor, logits_BC: Tensor, labels_B: Tensor, has_bias: bool = True) -> Tensor:
+    """Gradient of each text's cross-entropy with respect to a linear head, as rows grads_BP.
+
+    With the residual r = softmax(logits) - onehot(y) the gradient is [r ⊗ h, r], so no backward pass is needed.
+    The weight's entries come first, row by row, then the bias's.
+    """
+    residual_BC = logits_BC.softmax(-1) - F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC.dtype)
+    weight_BP = torch.einsum("bc,bd->bcd", residual_BC, features_BD).flatten(1)
+    return torch.cat([weight_BP, residual_BC], dim=1) if has_bias else weight_BP
+
+
+def generation_weights(nll_B: Tensor, temperature: float = 1.0) -> Tensor:
+    """How much each synthetic text counts: softmax(-nll / T), its generation probability normalised in the batch."""
+    return F.softmax(-nll_B / temperature, dim=0)
+
+
+def matching_loss(real_P: Tensor, synthetic_BP: Tensor, weights_B: Tensor) -> Tensor:
+    """One minus the cosine between the real and the weighted synthetic gradient (scalar, in 0..2).
+
+    The generator is reached through `weights_B` alone: text is discrete, so the rows are constants.
+    """
+    return 1 - F.cosine_similarity(real_P, weights_B @ synthetic_BP, dim=0)
+
+
+def parameter_gradient(loss: Tensor, parameters: list[Tensor], create_graph: bool = False) -> Tensor:
+    """Gradient of `loss` with respect to any parameters, flattened and joined: the route for any head.
+
+    For a linear head it equals a row of `head_gradients`; with `create_graph` it can be differentiated again.
+    """
+    gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph)
+    return torch.cat([gradient.flatten() for gradient in gradients])

@@ -1,0 +1,23 @@
+"""`python -m dilm.prefetch`: bring models and data into the local cache, so that jobs need no network."""
+
+from dilm.config import Config
+from dilm.launch import main
+
+
+def run(config: Config) -> None:
+    """Fetch the task's rows and the models that the configuration names."""
+    from dilm.data import find_place, load_split
+    from dilm.sources import cache_folder, model_folder
+
+    cache = cache_folder(config.cache)
+    for split in ("train", "dev"):
+        rows = load_split(config.task, split, cache)
+        place = find_place(config.task)
+        print(f"task {config.task.name}: {len(rows)} {split} rows ({place.kind if place else '?'})")
+    models = (config.generator, config.match.learner, config.generate.encoder, config.learner)
+    for name, source in {model.name: model.source for model in models}.items():
+        print(f"{name}: {model_folder(name, source, cache)}")
+
+
+if __name__ == "__main__":
+    main("Fetch a task's rows and the models it needs into the cache.", run)

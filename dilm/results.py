@@ -1,0 +1,150 @@
+"""Result rows: one JSON object a line, one file a job, and exactly one `done` row a cell that counts.
+
+A cell is (source artifact, data set, evaluator, model, seed). Cells are claimed, so that jobs which overlap don't
+evaluate one twice; a failed cell leaves a `failed` row with its error, and its neighbours go on.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dilm import claims
+from dilm.files import disk_full_named
+from dilm.keys import content_key
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome of one cell."""
+
+    key: str
+    task: str
+    method: str
+    dpc: int
+    dataset: int
+    seed: int
+    evaluator: str  # finetune, frozen
+    model: str
+    metric: str
+    value: float | None  # in percent
+    status: str  # done, failed
+    source_key: str  # of the data sets
+    protocol: str  # key of the evaluation's settings
+    data_hash: str  # of the dev rows
+    metrics: dict[str, float] = field(default_factory=dict)  # every metric, in percent
+    steps: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    pool: str = ""  # fresh or shared: whether the data sets are independent
+    schema: int = SCHEMA
+    host: str = ""
+    job_id: str = ""
+    time: str = ""
+
+
+def cell_key(source_key: str, dataset: int, protocol: dict[str, Any], seed: int) -> str:
+    """The key of a cell: equal wherever and in whatever company it is evaluated."""
+    return content_key({"source": source_key, "dataset": dataset, "protocol": protocol, "seed": seed})
+
+
+def rows_folder(root: Path) -> Path:
+    """Where the jobs' row files are."""
+    return root / "rows"
+
+
+def claim_file(root: Path, key: str) -> Path:
+    """The claim of a cell."""
+    return root / "claims" / key[:2] / key
+
+
+def cut_torn_tail(path: Path) -> None:
+    """Cut a file back to its last newline: what a killed writer left is no row."""
+    with open(path, "rb+") as stream:
+        content = stream.read()
+        if keep := len(content) - len(content[: content.rfind(b"\n") + 1]):
+            stream.truncate(len(content) - keep)
+            os.fsync(stream.fileno())
+
+
+class RowWriter:
+    """Appends rows to this job's file, each flushed to disk before the next."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = rows_folder(root) / f"rows-{claims.job_id()}.jsonl"
+        with disk_full_named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                cut_torn_tail(self.path)
+
+    def write(self, row: Row) -> None:
+        """Append a row. Raises DiskFullError, and then leaves the file as it was."""
+        stamped = asdict(row) | {
+            "host": os.uname().nodename,
+            "job_id": claims.job_id(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        line = (json.dumps(stamped, ensure_ascii=False) + "\n").encode()
+        with disk_full_named(self.path), open(self.path, "ab") as stream:
+            before = stream.tell()
+            try:
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except OSError:
+                os.truncate(self.path, before)
+                raise
+
+
+def read_rows(root: Path) -> list[Row]:
+    """The row that counts of every cell: the first `done` one, else the newest `failed` one. Ordered by key."""
+    counted: dict[str, Row] = {}
+    for path in sorted(rows_folder(root).glob("rows-*.jsonl")):
+        for row in _parse(path.read_bytes()):
+            known = counted.get(row.key)
+            if known is None or known.status == "failed":
+                counted[row.key] = row
+    return [counted[key] for key in sorted(counted)]
+
+
+def _parse(content: bytes) -> Iterator[Row]:
+    names = set(Row.__dataclass_fields__)
+    for line in content.split(b"\n")[:-1]:  # the last is empty, or torn
+        values = json.loads(line)
+        if values.get("schema") == SCHEMA:
+            yield Row(**{name: value for name, value in values.items() if name in names})
+
+
+class DoneCells:
+    """Keys of the cells that need not be evaluated again, kept up to date by reading what was appended since."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._keys: set[str] = set()
+        self._read: dict[Path, int] = {}  # bytes of each file that have been seen
+
+    def __contains__(self, key: str) -> bool:
+        for path in rows_folder(self.root).glob("rows-*.jsonl"):
+            seen = self._read.get(path, 0)
+            if path.stat().st_size <= seen:
+                continue
+            with open(path, "rb") as stream:
+                stream.seek(seen)
+                content = stream.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._read[path] = seen + len(whole)
+            self._keys |= {row.key for row in _parse(whole) if row.status == "done"}
+        return key in self._keys
+
+
+@contextmanager
+def claimed_cell(root: Path, key: str) -> Iterator[bool]:
+    """Hold a cell for the block; yields False where another live job has it."""
+    with claims.held(claim_file(root, key)) as won:
+        yield won

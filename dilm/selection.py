@@ -1,0 +1,36 @@
+"""Which texts of a class make the data set: embeddings in, row indices out."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dilm.clustering import k_means
+
+
+def random_rows(n: int, k: int, seed: int) -> np.ndarray:
+    """`k` distinct of `n` indices, uniformly. Raises ValueError where k > n."""
+    _enough(n, k)
+    return np.random.default_rng(seed).choice(n, size=k, replace=False)
+
+
+def k_centers(embeddings_ND: Tensor, k: int, seed: int) -> np.ndarray:
+    """K-centers of the paper: k-means with k clusters, then the text nearest each centroid.
+
+    (This is not the greedy farthest-first algorithm that bears the same name.) Indices are distinct: a text that is
+    nearest two centroids serves the first, and the second takes its next nearest. Raises ValueError where k > N.
+    """
+    _enough(len(embeddings_ND), k)
+    if k == len(embeddings_ND):
+        return np.arange(k)
+    _, centroids = k_means(embeddings_ND, k, seed)
+    distances_KN = torch.cdist(torch.as_tensor(centroids, dtype=embeddings_ND.dtype), embeddings_ND)
+    chosen: list[int] = []
+    for distances_N in distances_KN:
+        distances_N[chosen] = torch.inf
+        chosen.append(int(distances_N.argmin()))
+    return np.array(chosen)
+
+
+def _enough(n: int, k: int) -> None:
+    if k > n:
+        raise ValueError(f"{k} of {n} texts can't be chosen")

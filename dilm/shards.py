@@ -1,0 +1,175 @@
+"""Distilled data sets and candidates on disk: HDF5 shards of schema 1, with an index written last.
+
+A shard holds only what the seed determines, so equal seeds give equal bytes. Texts are one UTF-8 blob and offsets,
+since variable-length HDF5 strings don't compress. `index.json` lists every shard's rows and SHA-256; a reader
+raises on a missing, truncated or altered shard, and never fills gaps.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dilm.data import TextTable
+from dilm.errors import ShardError
+from dilm.files import read_json, sha256_file, write_bytes, write_json
+
+SCHEMA = 1
+ROWS_PER_SHARD = 100_000
+CHUNK = 1 << 16
+COLUMNS: dict[str, tuple[str, float]] = {  # name: (type, value where unknown)
+    "dataset": ("int32", -1),
+    "seed": ("int64", -1),
+    "nll": ("float32", float("nan")),
+    "cluster": ("int32", -1),
+}
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """Texts with the columns of a shard. Arrays are (n,)."""
+
+    table: TextTable
+    dataset: np.ndarray  # int32; which data set the row belongs to, -1: a shared pool
+    seed: np.ndarray  # int64; the seed that its data set was drawn with
+    nll: np.ndarray  # float32; nats a token under the generator, NaN: unknown
+    cluster: np.ndarray  # int32; -1: none
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "ShardTable":
+        """The rows with these indices, in this order."""
+        rows = np.asarray(rows, dtype=int)
+        return ShardTable(self.table.take(rows), *(getattr(self, name)[rows] for name in COLUMNS))
+
+    def with_columns(self, **columns: int | np.ndarray) -> "ShardTable":
+        """The same texts with other columns; a scalar fills its column."""
+        full = {name: _column(name, value, len(self)) for name, value in columns.items()}
+        return replace(self, **full)
+
+
+def _column(name: str, value: Any, n: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, dtype=COLUMNS[name][0]), (n,)).copy()
+
+
+def shard_table(table: TextTable, **columns: Any) -> ShardTable:
+    """A shard's rows from a table; columns not given are unknown."""
+    filled = {name: _column(name, columns.get(name, unknown), len(table)) for name, (_, unknown) in COLUMNS.items()}
+    return ShardTable(table, **filled)
+
+
+def concatenate(parts: Sequence[ShardTable]) -> ShardTable:
+    """All rows of several tables with the same fields, in order."""
+    table = TextTable(
+        parts[0].table.fields,
+        [text for part in parts for text in part.table.texts],
+        np.concatenate([part.table.labels for part in parts]),
+    )
+    return ShardTable(table, *(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+
+
+def write_shards(
+    folder: Path, rows: ShardTable, attributes: dict[str, Any], about: dict[str, Any], per_shard: int = ROWS_PER_SHARD
+) -> None:
+    """Write `rows` as shards, then `index.json`.
+
+    `attributes` (key, task, method, dpc, labels) stand in every shard; `about` (configuration, provenance) stands in
+    the index alone, since HDF5 attributes end at 64 KB.
+    """
+    count = max(1, -(-len(rows) // per_shard))
+    entries = []
+    for number in range(count):
+        part = rows.take(np.arange(number * per_shard, min((number + 1) * per_shard, len(rows))))
+        path = folder / f"shard-{number:05d}-of-{count:05d}.h5"
+        write_bytes(path, _shard_bytes(part, attributes))
+        entries.append({"file": path.name, "rows": len(part), "sha256": sha256_file(path)})
+    index = {"schema": SCHEMA, **attributes, "fields": list(rows.table.fields), "rows": len(rows)}
+    write_json(folder / "index.json", {**index, "shards": entries, "about": about})
+
+
+def _shard_bytes(rows: ShardTable, attributes: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs["schema"] = SCHEMA
+        for name, value in {**attributes, "fields": list(rows.table.fields)}.items():
+            file.attrs[name] = value
+        for position, field in enumerate(rows.table.fields):
+            encoded = [text[position].encode("utf-8", "surrogatepass") for text in rows.table.texts]
+            offsets = np.concatenate([[0], np.cumsum([len(text) for text in encoded], dtype=np.int64)])
+            group = file.create_group(f"texts/{field}")
+            _write_column(group, "bytes", np.frombuffer(b"".join(encoded), dtype=np.uint8))
+            _write_column(group, "offsets", offsets.astype(np.int64))
+        _write_column(file, "label", rows.table.labels.astype(np.int64))
+        for name in COLUMNS:
+            _write_column(file, name, getattr(rows, name))
+    return buffer.getvalue()
+
+
+def _write_column(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    group.create_dataset(
+        name,
+        data=values,
+        maxshape=(None,),
+        chunks=(max(1, min(len(values), CHUNK)),),
+        shuffle=True,
+        compression="gzip",
+        fletcher32=True,
+        track_times=False,  # a time would make equal seeds give unequal bytes
+    )
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a folder of shards. Raises ShardError."""
+    path = folder / "index.json"
+    if not path.is_file():
+        raise ShardError(f"{path} is missing: the shards beside it are incomplete. Make them again.")
+    try:
+        index = read_json(path)
+        schema = index["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path} is not an index of shards ({error}). Make the shards again.") from error
+    if schema != SCHEMA:
+        raise ShardError(f"{path}: schema {schema!r}; this version reads schema {SCHEMA}. Use the dilm that wrote it.")
+    return dict(index)
+
+
+def read_shards(folder: Path) -> ShardTable:
+    """All rows of a folder of shards, each checked against the index. Raises ShardError that names the file."""
+    index = read_index(folder)
+    return concatenate([_read_shard(folder / entry["file"], entry) for entry in index["shards"]])
+
+
+def _read_shard(path: Path, entry: dict[str, Any]) -> ShardTable:
+    if not path.is_file():
+        raise ShardError(f"{path} is missing, though index.json lists it. Make the shards again.")
+    if (found := sha256_file(path)) != entry["sha256"]:
+        raise ShardError(
+            f"{path} is truncated or altered: its SHA-256 begins {found[:12]}, index.json says {entry['sha256'][:12]}. "
+            "Make the shards again, or fetch the file again."
+        )
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            rows = _read_file(file)
+    except (OSError, KeyError) as error:
+        raise ShardError(f"{path} can't be read as a shard of schema {SCHEMA} ({error}).") from error
+    if len(rows) != entry["rows"]:
+        raise ShardError(f"{path} has {len(rows)} rows; index.json says {entry['rows']}.")
+    return rows
+
+
+def _read_file(file: h5py.File) -> ShardTable:
+    fields = [str(name) for name in file.attrs["fields"]]
+    columns = []
+    for field in fields:
+        group = file[f"texts/{field}"]
+        blob, offsets = group["bytes"][:].tobytes(), group["offsets"][:]
+        columns.append(
+            [blob[start:end].decode("utf-8", "surrogatepass") for start, end in zip(offsets, offsets[1:], strict=False)]
+        )
+    table = TextTable(tuple(fields), list(zip(*columns, strict=True)), file["label"][:])
+    return ShardTable(table, *(file[name][:] for name in COLUMNS))

@@ -1,0 +1,105 @@
+"""Does matching do what it says? Gradient similarity of freshly written texts, at learner states that stay fixed.
+
+The matching loss itself could fall by shifting weight onto a few texts of the pool. So this looks at texts that are
+sampled anew, all with equal weight, and compares their gradient with that of a fixed sample of real texts, at the
+same few learner states every time. The texts' random numbers are the same at every measurement.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dilm.config import Config
+from dilm.clustering import plain_batches
+from dilm.data import Corpus
+from dilm.engine import TorchEngine
+from dilm.generator import Generator, Writer
+from dilm.keys import derive_seed
+from dilm.learner import Learner, label_means, text_gradients, text_loss
+from dilm.streams import candidate_rows
+
+REAL_DPC = 500  # real texts a class that stand for the corpus
+CHUNK = 64  # texts in a forward pass
+
+
+class SimilarityMonitor:
+    """Fixed learner states, each with the real data's gradient."""
+
+    def __init__(self, config: Config, corpus: Corpus, learner: Learner, tokens: Sequence[Sequence[int]]) -> None:
+        self.config = config
+        self.learner = learner
+        self.names = (config.task.name, config.seed)
+        labels_N = corpus.train.labels
+        real = candidate_rows(corpus.train, REAL_DPC * learner.n_labels, derive_seed("monitor real", *self.names))
+        other = candidate_rows(
+            corpus.train, config.match.monitor_dpc * learner.n_labels, derive_seed("monitor other", *self.names)
+        )
+        self.states: list[dict[str, Tensor]] = []
+        self.real_SCP: list[Tensor] = []
+        ceiling = []
+        for state in self._train_states(corpus, tokens):
+            self.states.append(state)
+            self.real_SCP.append(self._gradients([tokens[row] for row in real], labels_N[real]))
+            sample_CP = self._gradients([tokens[row] for row in other], labels_N[other])
+            ceiling.append(float(F.cosine_similarity(self.real_SCP[-1], sample_CP, dim=1).mean()))
+        self.real_similarity = float(np.mean(ceiling))  # of as many real texts: what the generator could hope for
+
+    def _train_states(self, corpus: Corpus, tokens: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
+        """Train one learner on real data, and pause at each state with the learner's weights at it."""
+        settings = self.config.match
+        self.learner.fresh("monitor", *self.names)
+        trainer = TorchEngine(self.learner, settings.learner_optimizer, settings.learner_schedule)
+        generator = np.random.default_rng(derive_seed("monitor learner", *self.names))
+        batches = plain_batches(len(tokens), settings.learner_batch, generator)
+        step = 0
+        for until in sorted(settings.monitor_states):
+            self.learner.eval()
+            while step < until:
+                rows = next(batches)
+                loss = text_loss(
+                    self.learner, [tokens[row] for row in rows], corpus.train.labels[rows], self.config.precision
+                )
+                trainer.step(loss)
+                step += 1
+            yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
+
+    def _gradients(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
+        """Mean gradient of each label, (C, P), at the learner's weights of now."""
+        parts = [
+            text_gradients(self.learner, tokens[start : start + CHUNK], labels_B[start : start + CHUNK], self.config.precision)
+            for start in range(0, len(tokens), CHUNK)
+        ]
+        return label_means(torch.cat(parts), labels_B, self.learner.n_labels)
+
+    def measure(self, generator: Generator) -> dict[str, float]:
+        """Mean cosine over labels and states between fresh texts' gradient and the real one. Puts the learner back."""
+        before = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
+        tokens, labels, written_count = [], [], 0
+        writer = Writer(generator, self.config.precision)
+        for label in range(self.learner.n_labels):
+            count = self.config.match.monitor_dpc
+            written = writer.write(
+                label, range(count), ("monitor", *self.names), self.config.generate.top_p, self.config.generate.batch
+            )
+            texts = [text for text in written.texts if text is not None]
+            written_count += len(texts)
+            tokens += self.learner.tokenize(texts) if texts else []
+            labels += [label] * len(texts)
+        if len(set(labels)) < self.learner.n_labels:
+            return {"fresh_wellformed": written_count / (self.learner.n_labels * self.config.match.monitor_dpc)}
+        similarities = []
+        for state, real_CP in zip(self.states, self.real_SCP, strict=True):
+            self.learner.load_state_dict(state)
+            fresh_CP = self._gradients(tokens, np.array(labels))
+            similarities.append(float(F.cosine_similarity(real_CP, fresh_CP, dim=1).mean()))
+        self.learner.load_state_dict(before)
+        per_state = zip(sorted(self.config.match.monitor_states), similarities, strict=True)
+        return {
+            "fresh_similarity": float(np.mean(similarities)),
+            **{f"fresh_similarity_at_{step}": value for step, value in per_state},
+            "real_similarity": self.real_similarity,
+            "fresh_wellformed": written_count / (self.learner.n_labels * self.config.match.monitor_dpc),
+        }

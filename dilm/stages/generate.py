@@ -1,0 +1,146 @@
+"""Writing candidates and choosing data sets: a generator, or the real rows -> HDF5 shards (paper, section 3.4)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dilm.artifacts import Artifact, candidates_artifact, dataset_artifact, generator_artifact, make
+from dilm.config import REAL_METHODS, Config, plain
+from dilm.data import Corpus, TextTable, load_corpus, table
+from dilm.device import pick_device
+from dilm.errors import DataError
+from dilm.features import FeatureStore
+from dilm.generator import Writer, load_generator
+from dilm.keys import derive_seed
+from dilm.selection import k_centers, random_rows
+from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
+from dilm.sources import cache_folder
+from dilm.streams import candidate_rows
+from dilm.tracking import progress
+
+SHARED = -1  # data-set index of candidates that all data sets share
+
+
+def run(config: Config) -> Artifact:
+    """Make the data sets of one method and size, and the candidates that they are chosen from, or find them."""
+    cache = cache_folder(config.cache)
+    corpus = load_corpus(config.task, config.data, cache)
+    artifact = dataset_artifact(config, corpus.content_hash)
+    if artifact.exists and not config.force:
+        make(artifact, lambda folder: None, config)
+        return artifact
+    if config.method in REAL_METHODS:
+        candidates = _real_candidates(config, corpus)
+    else:
+        parent = generator_artifact(config, corpus.content_hash).require()
+        pool = candidates_artifact(config, corpus.content_hash)
+        make(pool, lambda folder: _write_candidates(config, pool, parent, folder), config)
+        candidates = read_shards(pool.folder)
+    make(artifact, lambda folder: _choose_all(config, artifact, candidates, cache, folder), config)
+    return artifact
+
+
+def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
+    return {"key": key, "task": config.task.name, "method": config.method, "dpc": dpc, "labels": list(config.task.labels)}
+
+
+def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: Path) -> None:
+    """All well-formed texts of every label, with their NLL; `seed` is the text's index, which seeds its tokens."""
+    settings, task = config.generate, config.task
+    device = pick_device(config.device, config.threads)
+    generator = load_generator(parent, len(task.labels), len(task.fields), task.max_length).to(device)
+    writer = Writer(generator, config.precision)
+    shared = settings.pool == "shared"
+    datasets = [SHARED] if shared else range(config.n_datasets)
+    size = settings.pool_dpc if shared else settings.oversample * config.dpc
+    parts = []
+    with progress(len(datasets) * len(task.labels) * size, f"write {config.method}") as bar:
+        for dataset in datasets:
+            for label in range(len(task.labels)):
+                for start in range(0, size, settings.batch):
+                    indices = range(start, min(start + settings.batch, size))
+                    # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
+                    names = ("candidates", task.name, config.seed, dataset)
+                    written = writer.write(label, indices, names, settings.top_p, settings.batch)
+                    good = [row for row, text in enumerate(written.texts) if text is not None]
+                    texts = [text for text in written.texts if text is not None]
+                    rows = table(task.fields, texts, [label] * len(good))
+                    index = np.asarray(indices)[good]
+                    parts.append(shard_table(rows, dataset=dataset, seed=index, nll=written.nll[good]))
+                    bar.update(len(indices))
+    about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
+    write_shards(folder, concatenate(parts), _attributes(config, artifact.key, 0 if shared else config.dpc), about)
+
+
+def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:
+    """The training rows that real methods choose from; `seed` is the row's number."""
+    rows = np.arange(len(corpus.train))
+    if config.method == "k_centers":
+        seed = derive_seed("real candidates", config.task.name, config.seed)
+        rows = candidate_rows(corpus.train, config.generate.real_candidates, seed)
+    return shard_table(corpus.train.take(rows), dataset=SHARED, seed=rows)
+
+
+def _choose_all(config: Config, artifact: Artifact, candidates: ShardTable, cache: Path, folder: Path) -> None:
+    """Choose every data set, and write them all."""
+    choice = config.method if config.method in REAL_METHODS else config.generate.selection
+    embeddings = None
+    if choice == "k_centers":
+        device = pick_device(config.device, config.threads)
+        store = FeatureStore(config.generate.encoder, len(config.task.labels), cache, device, config.precision)
+        embeddings = store.get(candidates.table.texts, "embed")
+    parts = []
+    with progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
+        for dataset in range(config.n_datasets):
+            seed = derive_seed("dataset", config.task.name, config.seed, dataset)
+            for label in range(len(config.task.labels)):
+                rows = _candidates_of(config, candidates, dataset, label)
+                rows = _enough(config, candidates.table, rows, label)
+                label_seed = derive_seed("choose", seed, label)
+                if embeddings is not None:
+                    chosen = k_centers(embeddings[rows], config.dpc, label_seed)
+                elif choice == "random":
+                    chosen = random_rows(len(rows), config.dpc, label_seed)
+                else:
+                    chosen = np.arange(config.dpc)
+                cluster = np.arange(config.dpc) if embeddings is not None else SHARED
+                parts.append(candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed, cluster=cluster))
+            bar.update()
+    about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
+    write_shards(folder, concatenate(parts), _attributes(config, artifact.key, config.dpc), about)
+
+
+def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
+    """Rows that a data set may choose from: its own candidates, or its seeded half of the shared pool.
+
+    The half is one of candidate numbers and doesn't depend on dpc or method, so data sets are nested over dpc and
+    paired over methods.
+    """
+    rows = candidates.table.rows_by_label.get(label, np.zeros(0, dtype=int))
+    if config.method not in REAL_METHODS and config.generate.pool == "fresh":
+        return rows[candidates.dataset[rows] == dataset]
+    if config.generate.pool == "fresh" or config.method == "random":
+        return rows
+    numbers = candidates.seed[rows] if config.method not in REAL_METHODS else np.arange(len(rows))
+    size = config.generate.pool_dpc if config.method not in REAL_METHODS else len(rows)
+    generator = np.random.default_rng(derive_seed("half", config.task.name, config.seed, dataset, label))
+    half = generator.permutation(size)[: -(-size // 2)]
+    return rows[np.isin(numbers, half)]
+
+
+def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, label: int) -> np.ndarray:
+    """The rows of distinct texts. Raises DataError where they are fewer than dpc."""
+    first: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        first.setdefault(texts.texts[row], int(row))
+    if len(first) >= config.dpc:
+        return np.array(list(first.values()))
+    name, settings = config.task.labels[label], config.generate
+    if config.method in REAL_METHODS:
+        raise DataError(f"dpc={config.dpc}, but label {name!r} has only {len(first)} distinct training texts; lower dpc.")
+    size = -(-settings.pool_dpc // 2) if settings.pool == "shared" else settings.oversample * config.dpc
+    raise DataError(
+        f"only {len(first)} of {size} texts written for label {name!r} are well-formed and distinct; dpc={config.dpc} "
+        "needs more. Train longer (pretrain.steps), or raise generate.pool_dpc, generate.oversample or task.max_length."
+    )

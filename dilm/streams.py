@@ -1,0 +1,117 @@
+"""The two streams that gradient matching compares: real batches and the generator's own texts (paper, section 3.3)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dilm.clustering import diverse_batches, k_means, plain_batches
+from dilm.config import MatchConfig
+from dilm.data import TextTable
+from dilm.errors import DataError
+from dilm.features import FeatureStore
+from dilm.generator import Generator, Writer
+from dilm.keys import derive_seed
+from dilm.learner import Learner, forward_all
+from dilm.selection import k_centers
+
+Names = Sequence[str | int]  # what is drawn: its seed
+
+
+def teacher_sets(table: TextTable, config: MatchConfig, store: FeatureStore, names: Names) -> list[list[np.ndarray]]:
+    """The sets that real batches come from, each with the rows of every label. Raises DataError.
+
+    The representative teacher: `n_repset` coresets by K-centers, with different seeds. Without it: all rows.
+    """
+    if not config.representative:
+        return [[rows for _, rows in sorted(table.rows_by_label.items())]]
+    rows = candidate_rows(table, config.real_candidates, derive_seed("repset candidates", *names))
+    candidates = table.take(rows)
+    embeddings_ND = store.get(candidates.texts, "embed")
+    sets = []
+    for number in range(config.n_repset):
+        chosen = []
+        for label, members in sorted(candidates.rows_by_label.items()):
+            if len(members) < config.repset_dpc:
+                raise DataError(
+                    f"match.repset_dpc={config.repset_dpc}, but label {label} has only {len(members)} texts; lower it."
+                )
+            seed = derive_seed("repset", *names, number, label)
+            chosen.append(rows[members[k_centers(embeddings_ND[members], config.repset_dpc, seed)]])
+        sets.append(chosen)
+    return sets
+
+
+def candidate_rows(table: TextTable, n: int | None, seed: int) -> np.ndarray:
+    """Row indices, ascending, of `n` rows drawn with equal shares for the labels; all rows where n is None."""
+    if n is None or n >= len(table):
+        return np.arange(len(table))
+    generator = np.random.default_rng(seed)
+    share = -(-n // len(table.rows_by_label))
+    chosen = [
+        generator.choice(rows, size=min(share, len(rows)), replace=False) for _, rows in sorted(table.rows_by_label.items())
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def real_batches(sets: list[list[np.ndarray]], real_dpc: int, names: Names) -> Iterator[list[np.ndarray]]:
+    """Endless real batches: for each label, the rows of `real_dpc` texts of one of the sets."""
+    generator = np.random.default_rng(derive_seed("real batches", *names))
+    while True:
+        chosen = sets[generator.integers(len(sets))]
+        yield [generator.choice(rows, size=min(real_dpc, len(rows)), replace=False) for rows in chosen]
+
+
+@dataclass(frozen=True)
+class PoolOfLabel:
+    """Well-formed texts that the generator wrote for one label."""
+
+    sequences: list[list[int]]  # the generator's tokens, from <bos_y> to <eos>
+    tokens: list[list[int]]  # the learner's tokens
+    batches: Iterator[np.ndarray]  # endless mini-batches of indices
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts are sampled while matching."""
+
+    precision: str
+    top_p: float
+    batch: int
+
+
+def synthetic_pool(
+    generator: Generator, learner: Learner, config: MatchConfig, writing: Writing, names: Names
+) -> list[PoolOfLabel]:
+    """Texts from the generator as it is now, for each label, with diverse mini-batches over them. Raises DataError.
+
+    Clusters are those of the learner's embeddings as it is now.
+    """
+    writer = Writer(generator, writing.precision)
+    size = config.pool_dpc or config.synthetic_dpc * config.inner_steps * config.regenerate_every
+    pool = []
+    for label in range(learner.n_labels):
+        written = writer.write(label, range(size), ("pool", *names), writing.top_p, writing.batch)
+        good = [index for index, text in enumerate(written.texts) if text is not None]
+        texts = [text for text in written.texts if text is not None]
+        if len(good) < config.synthetic_dpc:
+            raise DataError(
+                f"only {len(good)} of {size} texts that the generator wrote for label {label} are well-formed; "
+                f"match.synthetic_dpc={config.synthetic_dpc} are needed. Train longer (pretrain.steps), or raise "
+                "match.pool_dpc or task.max_length."
+            )
+        sequences = [[generator.control.bos[label], *written.tokens[index]] for index in good]
+        tokens = learner.tokenize(texts)
+        embeddings_ND = forward_all(learner, tokens, "embed", writing.precision) if config.diverse else None
+        batches = _mini_batches(len(good), embeddings_ND, config.synthetic_dpc, derive_seed("mini-batch", *names, label))
+        pool.append(PoolOfLabel(sequences, tokens, batches))
+    return pool
+
+
+def _mini_batches(n: int, embeddings_ND: Tensor | None, size: int, seed: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    if embeddings_ND is None:
+        return plain_batches(n, size, generator)
+    clusters_N, _ = k_means(embeddings_ND, size, seed)
+    return diverse_batches(clusters_N, size, generator)

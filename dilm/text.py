@@ -1,0 +1,83 @@
+"""How a labelled text is written for the generator, and how what it writes is read back.
+
+One text is the token sequence `<bos_y> sentence [<sep> sentence2] <eos>` (paper, section 3.1). Control tokens live
+among the token ids alone: a text that happens to contain the characters "<sep>" is tokenised as ordinary text.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Token ids of the generator's control tokens; `bos` has one a class."""
+
+    bos: tuple[int, ...]
+    sep: int
+    eos: int
+    pad: int
+
+    @property
+    def all(self) -> frozenset[int]:
+        """Every control token's id."""
+        return frozenset((*self.bos, self.sep, self.eos, self.pad))
+
+
+def bos_token(label: int) -> str:
+    """The new token that opens a text of class `label`."""
+    return f"<bos_{label}>"
+
+
+SEP_TOKEN = "<sep>"
+PAD_TOKEN = "<pad>"
+
+
+def write_tokens(fields: Sequence[Sequence[int]], label: int, control: ControlTokens, max_length: int) -> list[int]:
+    """Join the token ids of a text's fields into one sequence of at most `max_length` tokens.
+
+    Too long a text loses the end of its longest field, a token at a time, so that every field and `<eos>` survive.
+    """
+    lengths = [len(ids) for ids in fields]
+    excess = sum(lengths) + len(lengths) + 1 - max_length
+    for _ in range(max(excess, 0)):
+        lengths[lengths.index(max(lengths))] -= 1
+    sequence = [control.bos[label]]
+    for position, (ids, length) in enumerate(zip(fields, lengths, strict=True)):
+        sequence += [control.sep] if position else []
+        sequence += ids[:length]
+    return [*sequence, control.eos]
+
+
+def parse_tokens(ids: Sequence[int], n_fields: int, control: ControlTokens) -> list[list[int]] | None:
+    """The token ids of each field of what was written after `<bos_y>`, or None where it isn't a well-formed text.
+
+    Well-formed means: `<eos>` ends it, `n_fields` non-empty fields are joined by `<sep>`, and there is no other
+    control token.
+    """
+    if control.eos not in ids:
+        return None
+    fields: list[list[int]] = [[]]
+    for token in ids[: list(ids).index(control.eos)]:
+        if token == control.sep:
+            fields.append([])
+        elif token in control.all:
+            return None
+        else:
+            fields[-1].append(token)
+    return fields if len(fields) == n_fields and all(fields) else None
+
+
+def parse_text(
+    ids: Sequence[int], n_fields: int, control: ControlTokens, decode: Callable[[list[int]], str]
+) -> tuple[str, ...] | None:
+    """The fields as strings, white space folded; None where the sequence isn't a well-formed text."""
+    fields = parse_tokens(ids, n_fields, control)
+    if fields is None:
+        return None
+    texts = tuple(fold_space(decode(field)) for field in fields)
+    return texts if all(texts) else None
+
+
+def fold_space(text: str) -> str:
+    """Runs of white space become one blank, the ends are trimmed: the form in which data sets are kept."""
+    return " ".join(text.split())

@@ -1,0 +1,94 @@
+"""What a stage reports while it runs: metrics as JSON lines always, MLflow besides where asked, and progress bars."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from dilm.config import Config
+from dilm.errors import ConfigError
+
+METRICS_FILE = "metrics.jsonl"
+LOG_SECONDS = 30.0  # between progress lines where there is no terminal
+
+
+def progress(total: int, title: str) -> tqdm:
+    """A progress bar with time left in a terminal; now and then a plain line elsewhere."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=title,
+        dynamic_ncols=terminal,
+        leave=False,
+        mininterval=0.1 if terminal else LOG_SECONDS,
+        ascii=None if terminal else " #",
+    )
+
+
+def tracking_uri(config: Config) -> str | None:
+    """The MLflow server for live logging, or None. Raises ConfigError for anything but http(s)."""
+    if config.tracking != "mlflow":
+        return None
+    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"tracking_uri is {uri!r}; live logging needs an http(s) MLflow server, since jobs must not share a "
+            "database file. Set tracking_uri or $MLFLOW_TRACKING_URI, or bring the runs in later with "
+            "`python tools/collect.py runs --mlflow sqlite:///mlflow.db`."
+        )
+    return uri
+
+
+class Tracker:
+    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where asked, to an MLflow run."""
+
+    def __init__(self, folder: Path, config: Config, key: str, name: str) -> None:
+        self.path = folder / METRICS_FILE
+        self._stream = open(self.path, "a", encoding="utf-8")
+        self._client: Any = None
+        self._run_id = ""
+        if uri := tracking_uri(config):
+            self._start_run(uri, config, key, name)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stream.close()
+        self._mlflow("set_terminated", self._run_id, "FAILED" if kind else "FINISHED")
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Record metrics at a step."""
+        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._stream.flush()
+        for name, value in metrics.items():
+            self._mlflow("log_metric", self._run_id, name, value, step=step)
+
+    def _start_run(self, uri: str, config: Config, key: str, name: str) -> None:
+        from mlflow import MlflowClient  # heavy, and needed only here
+
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        try:
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name("dilm")
+            experiment = found.experiment_id if found else client.create_experiment("dilm")
+            tags = {"dilm.key": key, "task": config.task.name, "stage": name}
+            self._run_id = client.create_run(experiment, tags=tags, run_name=f"{config.task.name}/{name}-{key}").info.run_id
+            self._client = client
+        except Exception as error:  # never fatal: rows and metrics.jsonl are the truth
+            warnings.warn(f"MLflow at {uri} can't be reached ({error}); going on without it.", stacklevel=2)
+
+    def _mlflow(self, call: str, *arguments: Any, **named: Any) -> None:
+        if self._client is None:
+            return
+        try:
+            getattr(self._client, call)(*arguments, **named)
+        except Exception as error:  # never fatal
+            warnings.warn(f"MLflow was lost ({error}); going on without it.", stacklevel=2)
+            self._client = None

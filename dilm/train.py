@@ -1,0 +1,18 @@
+"""`python -m dilm.train`: train a generator for a task: language-model pre-training, then gradient matching."""
+
+from dilm.config import Config
+from dilm.launch import main
+
+
+def run(config: Config) -> None:
+    """Run the configured stages in order; what is there already is found."""
+    from dilm.stages import match, pretrain  # torch, which --help and a typo need not wait for
+
+    stages = {"pretrain": pretrain.run, "match": match.run}
+    for name in stages:
+        if name in config.stages:
+            stages[name](config)
+
+
+if __name__ == "__main__":
+    main("Train a generator: language-model pre-training, then gradient matching.", run)
