@@ -176,9 +176,7 @@ def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
     }
 
 
-def make(
-    artifact: Artifact, build: Callable[[Path], None], config: Config, say: Callable[[str], None] = print
-) -> bool:
+def make(artifact: Artifact, build: Callable[[Path], None], config: Config, say: Callable[[str], None] = print) -> bool:
     """Make an artifact unless it is there; True if this call made it.
 
     `build` fills a temporary folder, which gets the final name at the end. Another process that is making the same
@@ -232,7 +230,9 @@ def _git_state() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=20
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -38,10 +38,13 @@ def _owner() -> dict[str, str | int | None]:
 
 
 def is_stale(claim: Path) -> bool:
-    """Whether the claim's process has ended. A claim of another host counts as alive."""
+    """Whether the claim's process has ended. A claim of another host counts as alive.
+
+    One that can't be read is stale: it was whole when it appeared, so the machine crashed since.
+    """
     try:
         owner = json.loads(claim.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return True
     if owner["host"] != socket.gethostname():
         return False
@@ -49,7 +52,8 @@ def is_stale(claim: Path) -> bool:
 
 
 def _attempts(claim: Path) -> list[Path]:
-    found = [path for path in claim.parent.glob(f"{claim.name}.[0-9]*") if path.suffix[1:].isdecimal()]
+    start = len(claim.name) + 1
+    found = [path for path in claim.parent.glob(f"{claim.name}.[0-9]*") if path.name[start:].isdecimal()]
     return sorted(found, key=lambda path: int(path.suffix[1:]))
 
 
@@ -70,6 +74,9 @@ def take(claim: Path) -> Path | None:
             return None
         finally:
             temporary.unlink(missing_ok=True)
+    if attempts and not (attempts[-1].exists() and is_stale(attempts[-1])):
+        held.unlink()  # since this process looked, another one took over and gave back: numbers began anew
+        return None
     return held
 
 
@@ -84,7 +91,7 @@ def holder(claim: Path) -> str:
     attempts = _attempts(claim)
     try:
         owner = json.loads(attempts[-1].read_text())
-    except (IndexError, FileNotFoundError):
+    except (IndexError, FileNotFoundError, ValueError):
         return "another process"
     return f"job {owner['job']} (process {owner['pid']} on {owner['host']})"
 

@@ -279,4 +279,6 @@ def check(config: Config) -> None:
             "lower the one or raise the other."
         )
     if not config.task.fields or len(config.task.labels) < 2:
-        raise ConfigError(f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml.")
+        raise ConfigError(
+            f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml."
+        )

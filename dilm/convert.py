@@ -10,7 +10,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from dilm.errors import SourceError, did_you_mean
 
@@ -136,13 +136,17 @@ def join_parts(name: str, parts: list[Path], scratch: Path) -> Path:
     joined = scratch / "joined.zip"
     with open(joined, "wb") as stream:
         for number, part in enumerate(parts, start=1):
-            with zipfile.ZipFile(part) as archive:
-                found = [entry for entry in _names(name, archive) if entry.endswith(f".zip.{number:03d}")]
-                if len(found) != 1:
-                    raise SourceError(f"{name}: {part.name} holds {len(found)} files *.zip.{number:03d}; expected one.")
-                with archive.open(found[0]) as piece:
-                    shutil.copyfileobj(piece, stream, 1 << 20)
+            _append_part(name, part, number, stream)
     return joined
+
+
+def _append_part(name: str, part: Path, number: int, stream: BinaryIO) -> None:
+    with zipfile.ZipFile(part) as archive:
+        found = [entry for entry in _names(name, archive) if entry.endswith(f".zip.{number:03d}")]
+        if len(found) != 1:
+            raise SourceError(f"{name}: {part.name} holds {len(found)} files *.zip.{number:03d}; expected one.")
+        with archive.open(found[0]) as piece:
+            shutil.copyfileobj(piece, stream, 1 << 20)
 
 
 def _names(name: str, archive: zipfile.ZipFile) -> list[str]:

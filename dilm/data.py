@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,7 +45,7 @@ class TextTable:
         """Row indices of each label, ascending; made by one stable sort."""
         order = np.argsort(self.labels, kind="stable")
         present, starts = np.unique(self.labels[order], return_index=True)
-        return {int(label): rows for label, rows in zip(present, np.split(order, starts[1:]), strict=True)}
+        return {int(label): rows for label, rows in zip(present, np.split(order, starts)[1:], strict=True)}
 
     @cached_property
     def content_hash(self) -> str:
@@ -62,11 +63,10 @@ def table(fields: Sequence[str], texts: list[tuple[str, ...]], labels: Sequence[
 
 def read_tsv(path: Path, task: TaskConfig) -> TextTable:
     """Read a TSV file (plain or .gz; header; no quoting; label last). Raises DataError with file and line."""
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     try:
-        with opened as stream:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             raw = stream.read()
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: can't be read ({error}). Fetch the file again.") from error
     lines = raw.split(b"\n")
     if lines and not lines[-1]:
@@ -74,7 +74,9 @@ def read_tsv(path: Path, task: TaskConfig) -> TextTable:
     expected = [*task.fields, "label"]
     if not lines or lines[0].decode("utf-8", "replace").rstrip("\r").split("\t") != expected:
         found = lines[0].decode("utf-8", "replace")[:80] if lines else "an empty file"
-        raise DataError(f"{path}, line 1: the header is {found!r}; it must be {chr(9).join(expected)!r} (tab-separated).")
+        raise DataError(
+            f"{path}, line 1: the header is {found!r}; it must be {chr(9).join(expected)!r} (tab-separated)."
+        )
     texts, labels = [], []
     for number, line in enumerate(lines[1:], start=2):
         *text, label = _parse_line(line, task, f"{path}, line {number}")
@@ -91,7 +93,9 @@ def _parse_line(line: bytes, task: TaskConfig, where: str) -> list[str]:
     if len(values) != len(task.fields) + 1:
         raise DataError(f"{where}: {len(values)} tab-separated values; there must be {len(task.fields) + 1}.")
     if not values[-1].isdecimal() or int(values[-1]) >= len(task.labels):
-        raise DataError(f"{where}: label {values[-1]!r}; it must be 0 to {len(task.labels) - 1} ({', '.join(task.labels)}).")
+        raise DataError(
+            f"{where}: label {values[-1]!r}; it must be 0 to {len(task.labels) - 1} ({', '.join(task.labels)})."
+        )
     for name, text in zip(task.fields, values, strict=False):
         if not text.strip():
             raise DataError(f"{where}: field {name!r} is empty; remove the row.")
@@ -149,7 +153,9 @@ def _split_file(folder: Path, task: TaskConfig, split: str) -> Path:
     for candidate in (folder / name, folder / name.removesuffix(".gz")):
         if candidate.is_file():
             return candidate
-    raise DataError(f"{folder / name}: there is no such file. Put it there, or set task.path to the folder that has it.")
+    raise DataError(
+        f"{folder / name}: there is no such file. Put it there, or set task.path to the folder that has it."
+    )
 
 
 def _hub_rows(task: TaskConfig, split: str) -> TextTable:
@@ -160,7 +166,7 @@ def _hub_rows(task: TaskConfig, split: str) -> TextTable:
     try:
         rows = load_dataset(identity, task.hub_config, split=name, revision=revision or None)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SourceError(f"task {task.name!r}: {task.hub} can't be loaded from the hub ({reason}).") from error
     columns = [rows[field] for field in task.fields]
     texts = [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)]
@@ -187,21 +193,23 @@ def _package_rows(task: TaskConfig, split: str, cache: Path) -> TextTable:
 
 
 def _movie_snippets(archive: Path) -> str:
-    """The snippets' file, from the archive or from the archive inside it."""
+    """The snippets' file, from the archive or from an archive inside it."""
     with tarfile.open(archive) as outer:
-        for member in outer.getmembers():
-            stream = outer.extractfile(member) if member.isfile() else None
-            if stream is None:
-                continue
-            if member.name.endswith(MOVIE_SNIPPETS):
-                return stream.read().decode("utf-8", "replace")
-            if member.name.endswith((".tar.gz", ".tgz", ".tar")):
-                with tarfile.open(fileobj=io.BytesIO(stream.read())) as inner:
-                    names = [name for name in inner.getnames() if name.endswith(MOVIE_SNIPPETS)]
-                    found = inner.extractfile(names[0]) if names else None
-                    if found is not None:
-                        return found.read().decode("utf-8", "replace")
-    raise SourceError(f"{archive}: no {MOVIE_SNIPPETS} inside.")
+        content = _member(outer, MOVIE_SNIPPETS)
+        if content is None:
+            nested = _member(outer, ".tar.gz") or _member(outer, ".tgz") or _member(outer, ".tar")
+            with tarfile.open(fileobj=io.BytesIO(nested or b"")) as inner:
+                content = _member(inner, MOVIE_SNIPPETS)
+    if content is None:
+        raise SourceError(f"{archive}: no {MOVIE_SNIPPETS} inside.")
+    return content.decode("utf-8", "replace")
+
+
+def _member(archive: tarfile.TarFile, ending: str) -> bytes | None:
+    """The content of the first file whose name ends so."""
+    names = [member.name for member in archive.getmembers() if member.isfile() and member.name.endswith(ending)]
+    stream = archive.extractfile(names[0]) if names else None
+    return stream.read() if stream else None
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ class TorchEngine:
     def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
         self.model = model
         self.clip = config.clip
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model.parameters(), config.weight_decay), lr=config.lr
-        )
+        self.optimizer = torch.optim.AdamW(parameter_groups(model.parameters(), config.weight_decay), lr=config.lr)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, round(config.warmup * steps), steps)
 
     def step(self, loss: Tensor) -> float:

@@ -89,16 +89,25 @@ def new_folder(path: Path) -> Iterator[Path]:
             for entry in sorted(temporary.rglob("*")):
                 fsync_path(entry)
             fsync_path(temporary)
-            if path.exists():
-                retired = temporary_name(path)
-                os.rename(path, retired)
-                os.rename(temporary, path)
-                shutil.rmtree(retired)
-            else:
-                os.rename(temporary, path)
+            _replace_folder(temporary, path)
             fsync_path(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Give a folder its final name; where that fails, what stood there stands there again."""
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    retired = temporary_name(path)
+    os.rename(path, retired)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(retired, path)
+        raise
+    shutil.rmtree(retired)
 
 
 def sha256_file(path: Path) -> str:

@@ -12,4 +12,6 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main("Write distilled data sets: candidates from a trained generator or the real rows, and a selection of them.", run)
+    main(
+        "Write distilled data sets: candidates from a trained generator or the real rows, and a selection of them.", run
+    )

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from dilm.batching import pad
+from dilm.batching import by_length, pad
 from dilm.data import TextTable
 from dilm.device import autocast
 from dilm.keys import derive_seed
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, parse_text, write_tokens
 
+TOKENS_PER_BATCH = 2048  # of held-out texts, padding included: their logits take vocabulary x 4 bytes a token
 ATTEMPTS = 8  # draws a token may need until it lies in the nucleus; 8 fail with probability 0.05^8 at top-p 0.95
 
 
@@ -65,8 +66,13 @@ class Generator:
 
     def to(self, device: torch.device) -> "Generator":
         """Move the model to a device."""
-        self.model.to(device)
+        nn.Module.to(self.model, device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
 
 def build_generator(folder: Path, n_labels: int, n_fields: int, max_length: int) -> Generator:
@@ -102,10 +108,9 @@ def load_generator(folder: Path, n_labels: int, n_fields: int, max_length: int) 
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int) -> ControlTokens:
-    bos = tuple(tokenizer.convert_tokens_to_ids(bos_token(label)) for label in range(n_labels))
-    return ControlTokens(
-        bos, tokenizer.convert_tokens_to_ids(SEP_TOKEN), tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(PAD_TOKEN)
-    )
+    names = [*(bos_token(label) for label in range(n_labels)), SEP_TOKEN, PAD_TOKEN]
+    *bos, sep, pad_id = (int(token) for token in tokenizer.convert_tokens_to_ids(names))
+    return ControlTokens(tuple(bos), sep, int(tokenizer.eos_token_id), pad_id)
 
 
 def token_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,13 +169,15 @@ def text_uniforms(seed: int, indices: Sequence[int], length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _write_batch(model: PreTrainedModel, start: int, eos: int, uniforms_BLA: Tensor, top_p: float) -> list[tuple[list[int], float]]:
+def _write_batch(
+    model: PreTrainedModel, start: int, eos: int, uniforms_BLA: Tensor, top_p: float
+) -> list[tuple[list[int], float]]:
     """Continue `start` for every row until `<eos>` or the uniforms end; tokens and mean NLL in nats.
 
     Rows that have ended leave the batch, so that the last long text doesn't cost the whole batch.
     """
     n, length = uniforms_BLA.shape[:2]
-    device = next(model.parameters()).device
+    device = model.device
     uniforms_BLA = uniforms_BLA.to(device)
     alive = torch.arange(n, device=device)
     current_B1 = torch.full((n, 1), start, device=device)
@@ -200,9 +207,12 @@ class Writer:
     def __init__(self, generator: Generator, precision: str) -> None:
         self.generator = generator
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.model: nn.Module = deepcopy(generator.model).to(dtype).eval()
+        self.model = deepcopy(generator.model).eval()
+        nn.Module.to(self.model, dtype)
 
-    def write(self, label: int, indices: Sequence[int], names: Sequence[str | int], top_p: float, batch: int) -> Written:
+    def write(
+        self, label: int, indices: Sequence[int], names: Sequence[str | int], top_p: float, batch: int
+    ) -> Written:
         """Write the texts of class `label` with these indices.
 
         A text is determined by the weights, `names` (which seed it), its label and its index; the batch it was
@@ -219,16 +229,14 @@ class Writer:
 
 
 @torch.inference_mode()
-def mean_token_nll(generator: Generator, sequences: list[list[int]], batch: int, precision: str) -> float:
-    """Mean NLL in nats over all tokens of the sequences: the held-out score of language-model training."""
-    model = generator.model
-    device = next(model.parameters()).device
+def mean_token_nll(generator: Generator, sequences: list[list[int]], precision: str) -> float:
+    """Mean NLL in nats over all tokens of the sequences, in eval mode: the held-out score of pre-training."""
+    model, device = generator.model, generator.device
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    for start in range(0, len(order), batch):
-        ids_BL, mask_BL = pad([sequences[row] for row in order[start : start + batch]], generator.control.pad, device)
+    for rows in by_length([len(sequence) for sequence in sequences], TOKENS_PER_BATCH):
+        ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)
         with autocast(device, precision):
             nll_N, _ = token_nll(model, ids_BL, mask_BL)
         total += float(nll_N.sum())

@@ -56,6 +56,7 @@ def fail(error: DilmError) -> None:
 def _main(about: str, run: Callable[[Config], None]) -> None:
     attach()
     OmegaConf.register_new_resolver("dilm_about", lambda: about, replace=True)
+    OmegaConf.register_new_resolver("dilm_command", lambda: f"python -m dilm.{Path(sys.argv[0]).stem}", replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -44,7 +44,8 @@ class Learner(nn.Module):
             self.head = _last_linear(classifier, n_labels, config.name)
         else:
             self.encoder = AutoModel.from_pretrained(folder, **loading)
-            self.head = nn.Linear(self.encoder.config.hidden_size, n_labels)
+            width = int(self.encoder.config.hidden_size)
+            self.head = nn.Linear(width, n_labels)
         self.dropout = nn.Dropout(float(getattr(self.encoder.config, "hidden_dropout_prob", 0.0)))
         # Cloned: a bare state_dict() follows the weights while they train, and "fresh" would mean "where we are".
         self._initial = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
@@ -112,7 +113,9 @@ def pool(hidden_BLD: Tensor, mask_BL: Tensor, how: str) -> Tensor:
 def _last_linear(model: nn.Module, n_labels: int, name: str) -> nn.Linear:
     linear = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == n_labels]
     if not linear:
-        raise ConfigError(f"learner {name!r}: no linear layer with {n_labels} outputs. Set learner.pooling=mean or cls.")
+        raise ConfigError(
+            f"learner {name!r}: no linear layer with {n_labels} outputs. Set learner.pooling=mean or cls."
+        )
     return linear[-1]
 
 
@@ -133,9 +136,7 @@ def forward_all(learner: Learner, tokens: Sequence[Sequence[int]], what: str, pr
     return result
 
 
-def text_loss(
-    learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndarray, precision: str
-) -> Tensor:
+def text_loss(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndarray, precision: str) -> Tensor:
     """Mean cross-entropy of a batch of tokenised texts, ready for backward."""
     ids_BL, mask_BL = pad(tokens, learner.pad_token, learner.device)
     with autocast(learner.device, precision):

@@ -77,6 +77,7 @@ class RowWriter:
     """Appends rows to this job's file, each flushed to disk before the next."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.path = rows_folder(root) / f"rows-{claims.job_id()}.jsonl"
         with disk_full_named(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ raises on a missing, truncated or altered shard, and never fills gaps.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ class ShardTable:
 
     def with_columns(self, **columns: int | np.ndarray) -> "ShardTable":
         """The same texts with other columns; a scalar fills its column."""
-        full = {name: _column(name, value, len(self)) for name, value in columns.items()}
-        return replace(self, **full)
+        kept = {name: getattr(self, name) for name in COLUMNS}
+        changed = {name: _column(name, value, len(self)) for name, value in columns.items()}
+        return ShardTable(self.table, **{**kept, **changed})
 
 
 def _column(name: str, value: Any, n: int) -> np.ndarray:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dilm.config import Config
 from dilm.clustering import plain_batches
+from dilm.config import Config
 from dilm.data import Corpus
 from dilm.engine import TorchEngine
 from dilm.generator import Generator, Writer
@@ -69,7 +69,9 @@ class SimilarityMonitor:
     def _gradients(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
         """Mean gradient of each label, (C, P), at the learner's weights of now."""
         parts = [
-            text_gradients(self.learner, tokens[start : start + CHUNK], labels_B[start : start + CHUNK], self.config.precision)
+            text_gradients(
+                self.learner, tokens[start : start + CHUNK], labels_B[start : start + CHUNK], self.config.precision
+            )
             for start in range(0, len(tokens), CHUNK)
         ]
         return label_means(torch.cat(parts), labels_B, self.learner.n_labels)

@@ -136,7 +136,7 @@ def _pip_download(requirement: str, sha256: str, folder: Path, *, sdist: bool) -
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()] or ["no message"]
         if got := re.search(r"Got\s+([0-9a-f]{64})", result.stderr):
             raise _altered(requirement, got[1], sha256)
-        raise SourceError(f"{requirement} can't be downloaded; pip says: {lines[-1]} {ELSEWHERE}.")
+        raise SourceError(f"{requirement} can't be downloaded; pip says: {lines[-1].rstrip('.')}. {ELSEWHERE}.")
     return next(file for file in folder.iterdir())
 
 
@@ -279,10 +279,13 @@ def _hub_download(name: str, hub: str) -> Path:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SourceError(f"{name}: hub model {hub} can't be downloaded: {first} {ELSEWHERE}, {INSTEAD}.") from error
+        raise SourceError(
+            f"{name}: hub model {hub} can't be downloaded: {first.rstrip('.')}. {ELSEWHERE}, {INSTEAD}."
+        ) from error
 
 
 def hub_reachable() -> bool:
+    """Whether the hub answers within seconds; never so in offline mode (HF_HUB_OFFLINE)."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

@@ -50,7 +50,8 @@ def candidate_rows(table: TextTable, n: int | None, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     share = -(-n // len(table.rows_by_label))
     chosen = [
-        generator.choice(rows, size=min(share, len(rows)), replace=False) for _, rows in sorted(table.rows_by_label.items())
+        generator.choice(rows, size=min(share, len(rows)), replace=False)
+        for _, rows in sorted(table.rows_by_label.items())
     ]
     return np.sort(np.concatenate(chosen))
 
@@ -104,7 +105,9 @@ def synthetic_pool(
         sequences = [[generator.control.bos[label], *written.tokens[index]] for index in good]
         tokens = learner.tokenize(texts)
         embeddings_ND = forward_all(learner, tokens, "embed", writing.precision) if config.diverse else None
-        batches = _mini_batches(len(good), embeddings_ND, config.synthetic_dpc, derive_seed("mini-batch", *names, label))
+        batches = _mini_batches(
+            len(good), embeddings_ND, config.synthetic_dpc, derive_seed("mini-batch", *names, label)
+        )
         pool.append(PoolOfLabel(sequences, tokens, batches))
     return pool
 

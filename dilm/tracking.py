@@ -26,6 +26,7 @@ def progress(total: int, title: str) -> tqdm:
         dynamic_ncols=terminal,
         leave=False,
         mininterval=0.1 if terminal else LOG_SECONDS,
+        delay=0 if terminal else LOG_SECONDS,
         ascii=None if terminal else " #",
     )
 
@@ -58,7 +59,9 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.close()
         self._mlflow("set_terminated", self._run_id, "FAILED" if kind else "FINISHED")
 
@@ -79,7 +82,9 @@ class Tracker:
             found = client.get_experiment_by_name("dilm")
             experiment = found.experiment_id if found else client.create_experiment("dilm")
             tags = {"dilm.key": key, "task": config.task.name, "stage": name}
-            self._run_id = client.create_run(experiment, tags=tags, run_name=f"{config.task.name}/{name}-{key}").info.run_id
+            self._run_id = client.create_run(
+                experiment, tags=tags, run_name=f"{config.task.name}/{name}-{key}"
+            ).info.run_id
             self._client = client
         except Exception as error:  # never fatal: rows and metrics.jsonl are the truth
             warnings.warn(f"MLflow at {uri} can't be reached ({error}); going on without it.", stacklevel=2)

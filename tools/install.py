@@ -116,10 +116,11 @@ def constraints_around_kept_torch() -> Path:
     """Write the lock file without torch and what torch itself requires; it pins torch to the version that is here."""
     code = (
         "import importlib.metadata as m, json; "
-        "d = m.distribution('torch'); print(json.dumps([d.version, d.requires or []]))"
+        "torch = m.distribution('torch'); print(json.dumps([torch.version, torch.requires or []]))"
     )
     version, requirements = json.loads(run_in_venv(code))
-    free = {"torch"} | {normalised(re.split(r"[^\w.-]", requirement)[0]) for requirement in requirements}
+    always = [requirement for requirement in requirements if "extra ==" not in requirement]
+    free = {"torch"} | {normalised(re.split(r"[^\w.-]", requirement)[0]) for requirement in always}
     lines = [line for line in LOCK.read_text().splitlines() if normalised(line.split("==")[0]) not in free]
     path = VENV / "constraints.txt"
     path.write_text("\n".join([*lines, f"torch=={version}", ""]))

@@ -72,31 +72,31 @@ def run(config: Config) -> Outcome:
 
 
 def _evaluate(
-    config: Config, cells: list[Row], datasets: list[TextTable], dev: TextTable, predict: Predict, done: DoneCells, found: int
+    config: Config,
+    cells: list[Row],
+    datasets: list[TextTable],
+    dev: TextTable,
+    predict: Predict,
+    done: DoneCells,
+    found: int,
 ) -> Outcome:
-    root = Path(config.root)
-    writer = RowWriter(root)
-    values: list[float] = []
-    errors: list[str] = []
-    elsewhere = 0
+    writer = RowWriter(Path(config.root))
+    rows: list[Row] = []
     title = f"evaluate {config.method} dpc {config.dpc} {cells[0].model} ({cells[0].evaluator})"
     with progress(len(cells), title) as bar:
         for cell in cells:
-            with claimed_cell(root, cell.key) as won:
-                if not won or (cell.key in done and not config.force):
-                    elsewhere += 1
-                else:
-                    row = _evaluate_cell(config, cell, datasets[cell.dataset], dev, predict)
-                    writer.write(row)
-                    values += [row.value] if row.value is not None else []
-                    errors += [row.error] if row.error is not None else []
+            with claimed_cell(writer.root, cell.key) as won:
+                if won and (config.force or cell.key not in done):  # else another job has it, or has done it meanwhile
+                    rows.append(_evaluate_cell(config, cell, datasets[cell.dataset], dev, predict))
+                    writer.write(rows[-1])
             bar.update()
+    errors = [row.error for row in rows if row.error is not None]
     if errors:
         raise CellsFailedError(
             f"{len(errors)} of {len(cells)} cells failed; the first: {errors[0]}. Their rows are in {writer.path}; "
             "the same command evaluates them again."
         )
-    return Outcome(len(values), found, elsewhere, values)
+    return Outcome(len(rows), found, len(cells) - len(rows), [row.value for row in rows if row.value is not None])
 
 
 def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable, predict: Predict) -> Row:

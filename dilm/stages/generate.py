@@ -1,6 +1,7 @@
 """Writing candidates and choosing data sets: a generator, or the real rows -> HDF5 shards (paper, section 3.4)."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,13 @@ def run(config: Config) -> Artifact:
 
 
 def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
-    return {"key": key, "task": config.task.name, "method": config.method, "dpc": dpc, "labels": list(config.task.labels)}
+    return {
+        "key": key,
+        "task": config.task.name,
+        "method": config.method,
+        "dpc": dpc,
+        "labels": list(config.task.labels),
+    }
 
 
 def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: Path) -> None:
@@ -54,21 +61,19 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: 
     shared = settings.pool == "shared"
     datasets = [SHARED] if shared else range(config.n_datasets)
     size = settings.pool_dpc if shared else settings.oversample * config.dpc
+    batches = list(product(datasets, range(len(task.labels)), range(0, size, settings.batch)))
     parts = []
     with progress(len(datasets) * len(task.labels) * size, f"write {config.method}") as bar:
-        for dataset in datasets:
-            for label in range(len(task.labels)):
-                for start in range(0, size, settings.batch):
-                    indices = range(start, min(start + settings.batch, size))
-                    # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
-                    names = ("candidates", task.name, config.seed, dataset)
-                    written = writer.write(label, indices, names, settings.top_p, settings.batch)
-                    good = [row for row, text in enumerate(written.texts) if text is not None]
-                    texts = [text for text in written.texts if text is not None]
-                    rows = table(task.fields, texts, [label] * len(good))
-                    index = np.asarray(indices)[good]
-                    parts.append(shard_table(rows, dataset=dataset, seed=index, nll=written.nll[good]))
-                    bar.update(len(indices))
+        for dataset, label, start in batches:
+            indices = range(start, min(start + settings.batch, size))
+            # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
+            names = ("candidates", task.name, config.seed, dataset)
+            written = writer.write(label, indices, names, settings.top_p, settings.batch)
+            good = [row for row, text in enumerate(written.texts) if text is not None]
+            texts = [text for text in written.texts if text is not None]
+            rows = table(task.fields, texts, [label] * len(good))
+            parts.append(shard_table(rows, dataset=dataset, seed=np.asarray(indices)[good], nll=written.nll[good]))
+            bar.update(len(indices))
     about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
     write_shards(folder, concatenate(parts), _attributes(config, artifact.key, 0 if shared else config.dpc), about)
 
@@ -138,7 +143,9 @@ def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, 
         return np.array(list(first.values()))
     name, settings = config.task.labels[label], config.generate
     if config.method in REAL_METHODS:
-        raise DataError(f"dpc={config.dpc}, but label {name!r} has only {len(first)} distinct training texts; lower dpc.")
+        raise DataError(
+            f"dpc={config.dpc}, but label {name!r} has only {len(first)} distinct training texts; lower dpc."
+        )
     size = -(-settings.pool_dpc // 2) if settings.pool == "shared" else settings.oversample * config.dpc
     raise DataError(
         f"only {len(first)} of {size} texts written for label {name!r} are well-formed and distinct; dpc={config.dpc} "

@@ -65,7 +65,9 @@ class Matching:
         settings = self.settings
         total = settings.outer_steps * settings.inner_steps
         engine = TorchEngine(self.generator.model, settings.optimizer, total)
-        monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens) if settings.monitor_every else None
+        monitor = (
+            SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens) if settings.monitor_every else None
+        )
         with Tracker(folder, self.config, self.key, "match") as tracker, progress(total, "match") as bar:
             if monitor:
                 tracker.log(0, **monitor.measure(self.generator))
@@ -77,11 +79,9 @@ class Matching:
                 trainer = self._fresh_learner(outer)
                 for inner in range(settings.inner_steps):
                     step = outer * settings.inner_steps + inner + 1
-                    self._log(tracker, step, total, self.update(engine, pool, step))
-                    bar.update()
-                    if monitor and (step % settings.monitor_every == 0 or step == total):
-                        tracker.log(step, **monitor.measure(self.generator))
+                    self._record(tracker, monitor, step, total, self.update(engine, pool, step))
                     self._train_learner(trainer, outer, inner)
+                    bar.update()
         self.generator.save(folder)
 
     def write_pool(self, outer: int) -> list[PoolOfLabel]:
@@ -137,6 +137,10 @@ class Matching:
                 tokens = [self.tokens[row] for row in rows]
                 trainer.step(text_loss(self.learner, tokens, self.corpus.train.labels[rows], self.config.precision))
 
-    def _log(self, tracker: Tracker, step: int, total: int, metrics: dict[str, float]) -> None:
+    def _record(
+        self, tracker: Tracker, monitor: SimilarityMonitor | None, step: int, total: int, metrics: dict[str, float]
+    ) -> None:
         if step % self.settings.log_every == 0 or step == total:
             tracker.log(step, **metrics)
+        if monitor and (step % self.settings.monitor_every == 0 or step == total):
+            tracker.log(step, **monitor.measure(self.generator))

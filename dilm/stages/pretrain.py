@@ -41,13 +41,9 @@ def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) 
         _validate(generator, held_out, config, tracker, 0)
         generator.model.train()
         for step in range(1, settings.steps + 1):
-            ids_BL, mask_BL = pad([sequences[row] for row in next(batches)], generator.control.pad, device)
             with seeded(derive_seed("pretrain dropout", task.name, config.seed, step), device):
-                with autocast(device, config.precision):
-                    nll_N, _ = token_nll(generator.model, ids_BL, mask_BL)
-                loss = nll_N.mean()
-                norm = engine.step(loss)
-            if not np.isfinite(value := loss.item()):
+                value, norm = _step(generator, engine, [sequences[row] for row in next(batches)], config.precision)
+            if not np.isfinite(value):
                 raise DataError(f"pretrain: the loss is {value} at step {step}; lower pretrain.optimizer.lr.")
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             bar.update()
@@ -58,7 +54,18 @@ def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) 
     generator.save(folder)
 
 
+def _step(generator: Generator, engine: TorchEngine, sequences: list[list[int]], precision: str) -> tuple[float, float]:
+    """One update: the token-averaged NLL before it, and the gradient's norm."""
+    device = generator.device
+    ids_BL, mask_BL = pad(sequences, generator.control.pad, device)
+    with autocast(device, precision):
+        nll_N, _ = token_nll(generator.model, ids_BL, mask_BL)
+    loss = nll_N.mean()
+    norm = engine.step(loss)
+    return float(loss.detach()), norm
+
+
 def _validate(generator: Generator, held_out: list[list[int]], config: Config, tracker: Tracker, step: int) -> None:
     if held_out:
-        nll = mean_token_nll(generator, held_out, config.pretrain.batch, config.precision)
+        nll = mean_token_nll(generator, held_out, config.precision)
         tracker.log(step, valid_nll=nll)

@@ -61,9 +61,9 @@ def test_labels_follow_the_words() -> None:
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'test'.*dev, train"):
+    with pytest.raises(ConfigError, match=r"'test'.*dev, train"):
         tiny_rows("test", 3)
-    with pytest.raises(ConfigError, match="'gtp2'.*Did you mean 'gpt2'"):
+    with pytest.raises(ConfigError, match=r"'gtp2'.*Did you mean 'gpt2'"):
         build_tiny_model("gtp2", tmp_path)
 
 

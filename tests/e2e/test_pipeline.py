@@ -1,0 +1,183 @@
+"""The whole path with models built in code: pre-train, match, generate, evaluate, collect."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dilm import evaluate as evaluate_command
+from dilm import generate as generate_command
+from dilm import train as train_command
+from dilm.config import METHODS, Config
+from dilm.errors import CellsFailedError, DataError, ShardError
+from dilm.files import sha256_file
+from dilm.results import read_rows
+from dilm.shards import read_index, read_shards
+from dilm.stages import collect, evaluate, generate, match, pretrain
+
+Compose = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with both generators, made once for this file."""
+    return tmp_path_factory.mktemp("trained") / "runs"
+
+
+@pytest.fixture
+def at(tiny: Compose, trained: Path) -> Compose:
+    def composed(*overrides: str) -> Config:
+        config = tiny(*overrides)
+        config.root = str(trained)
+        return config
+
+    train_command.run(composed())
+    return composed
+
+
+def test_every_method_ends_in_a_table(
+    at: Compose, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in METHODS:
+        generate_command.run(at(f"method={method}"))
+        evaluate_command.run(at(f"method={method}"))
+        evaluate_command.run(at(f"method={method}", "learner.freeze_encoder=true"))
+    rows = read_rows(trained)
+    assert len(rows) == len(METHODS) * 2 * 2 * 2  # data sets, seeds, protocols
+    assert {row.status for row in rows} == {"done"}
+    tables = collect.run(trained, tmp_path / "report")
+    assert [table.evaluator for table in tables] == ["finetune", "frozen"]
+    assert all(set(table.methods) == set(METHODS) for table in tables)
+    assert (tmp_path / "report" / "tables.md").read_text().count("| dilm |") == 2
+    assert len(list((tmp_path / "report" / "plots").glob("*.png"))) == 3
+
+    capsys.readouterr()
+    evaluate_command.run(at("method=dilm"))
+    assert "0 cells evaluated, 4 found" in capsys.readouterr().out
+
+
+def test_frozen_learner_learns_the_tiny_task(at: Compose) -> None:
+    generate.run(at("method=random", "dpc=100"))
+    outcome = evaluate.run(at("method=random", "dpc=100", "learner.freeze_encoder=true", "evaluate.steps=200"))
+    assert np.mean(outcome.values) > 65
+
+
+def test_datasets_are_balanced_distinct_and_from_the_candidates(at: Compose, trained: Path) -> None:
+    for method in ("lm", "k_centers"):
+        generate.run(at(f"method={method}"))
+        (folder,) = trained.glob(f"tiny/{method}-dpc4-*")
+        rows = read_shards(folder)
+        for dataset in range(2):
+            mine = rows.take(np.flatnonzero(rows.dataset == dataset))
+            assert np.bincount(mine.table.labels).tolist() == [4, 4]
+            assert len(set(mine.table.texts)) == 8
+            assert len(set(mine.seed)) == 1
+    candidates = read_shards(next(trained.glob("tiny/candidates-lm-*")))
+    chosen = read_shards(next(trained.glob("tiny/lm-dpc4-*")))
+    assert set(chosen.table.texts) <= set(candidates.table.texts)
+    assert np.isfinite(chosen.nll).all()
+
+
+def test_same_seed_same_bytes_and_another_seed_others(
+    at: Compose, tiny: Compose, trained: Path, tmp_path: Path
+) -> None:
+    generate.run(at("method=dilm"))
+    again = tiny()
+    pretrain.run(again)
+    match.run(again)
+    generate.run(tiny("method=dilm"))
+    first = {path.relative_to(trained): sha256_file(path) for path in trained.glob("tiny/*dilm*/*.h5")}
+    second = {path.relative_to(again.root): sha256_file(path) for path in Path(again.root).glob("tiny/*dilm*/*.h5")}
+    assert first == second
+    assert len(first) == 2
+    weights = [next(root.glob("tiny/dilm-tiny-*/model.safetensors")) for root in (trained, Path(again.root))]
+    assert sha256_file(weights[0]) == sha256_file(weights[1])
+    generate.run(tiny("method=random", "seed=0"))
+    generate.run(tiny("method=random", "seed=1"))
+    shards = {sha256_file(path) for path in Path(again.root).glob("tiny/random-*/*.h5")}
+    assert len(shards) == 2
+
+
+def test_a_rerun_finds_its_artifacts(at: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    generate.run(at("method=lm"))
+    capsys.readouterr()
+    train_command.run(at())
+    generate_command.run(at("method=lm"))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3
+    assert all(line.startswith("found ") for line in said)
+
+
+def test_matching_moves_the_generator_and_records_its_loss(at: Compose, trained: Path) -> None:
+    lm, dilm = (next(trained.glob(f"tiny/{name}-tiny-*")) for name in ("lm", "dilm"))
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (lm, dilm))
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    records = [json.loads(line) for line in (dilm / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records if "fresh_wellformed" in record] == [0, 3, 6]
+
+
+def test_pretraining_lowers_the_held_out_likelihood(at: Compose, trained: Path) -> None:
+    (lm,) = trained.glob("tiny/lm-tiny-*")
+    records = [json.loads(line) for line in (lm / "metrics.jsonl").read_text().splitlines()]
+    valid = [record["valid_nll"] for record in records if "valid_nll" in record]
+    assert valid[-1] < 0.5 * valid[0]
+
+
+def test_fresh_pools_give_every_dataset_its_own_candidates(at: Compose, trained: Path) -> None:
+    generate.run(at("method=lm", "dpc=3", "generate.pool=fresh", "generate.oversample=20"))
+    folder = max(trained.glob("tiny/candidates-lm-*"), key=lambda path: path.stat().st_mtime)
+    candidates = read_shards(folder)
+    assert set(candidates.dataset) == {0, 1}
+    first, second = (set(candidates.take(np.flatnonzero(candidates.dataset == i)).table.texts) for i in (0, 1))
+    assert first != second
+
+
+def test_too_few_wellformed_texts_say_how_many(at: Compose, trained: Path) -> None:
+    before = set(trained.glob("tiny/lm-dpc60-*"))
+    with pytest.raises(DataError, match=r"only \d+ of 50 texts written for label 'negative' .* dpc=60"):
+        generate.run(at("method=lm", "dpc=60"))
+    assert set(trained.glob("tiny/lm-dpc60-*")) == before
+
+
+def test_an_altered_shard_stops_the_evaluation(tiny: Compose) -> None:
+    artifact = generate.run(tiny("method=random"))
+    shard = artifact.folder / read_index(artifact.folder)["shards"][0]["file"]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ShardError, match=shard.name):
+        evaluate.run(tiny("method=random"))
+
+
+def test_a_failed_cell_leaves_a_row_and_its_neighbours_go_on(
+    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    generate.run(tiny("method=random"))
+    real = evaluate.train_learner
+
+    def sometimes(learner: object, dataset: object, config: Config, names: tuple[str | int, ...]) -> None:
+        if names[-2:] == (1, 0):
+            raise RuntimeError("out of luck")
+        real(learner, dataset, config, names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluate, "train_learner", sometimes)
+    with pytest.raises(CellsFailedError, match=r"1 of 4 cells failed; the first: RuntimeError: out of luck"):
+        evaluate.run(tiny("method=random"))
+    rows = read_rows(tmp_path / "runs")
+    assert sorted(row.status for row in rows) == ["done", "done", "done", "failed"]
+    monkeypatch.undo()
+    assert len(evaluate.run(tiny("method=random")).values) == 1
+    assert {row.status for row in read_rows(tmp_path / "runs")} == {"done"}
+
+
+def test_a_cell_alone_equals_the_cell_in_the_array(tiny: Compose, tmp_path: Path) -> None:
+    generate.run(tiny("method=random"))
+    evaluate.run(tiny("method=random"))
+    together = {row.key: row.value for row in read_rows(tmp_path / "runs")}
+    (alone,) = evaluate.run(tiny("method=random", "evaluate.n_datasets=1", "n_seeds=1", "force=true")).values
+    assert alone in together.values()
+    first = next(row for row in read_rows(tmp_path / "runs") if (row.dataset, row.seed) == (0, 0))
+    assert first.value == alone

@@ -1,0 +1,114 @@
+"""Every file in conf/ composes into the typed tree, and what is wrong is refused with the key's name."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import MISSING, OmegaConf
+
+from dilm.config import CHOICES, CONF_FOLDER, Config, LearnerConfig, SourceConfig, attach, check, typed
+from dilm.errors import ConfigError
+from dilm.launch import load_task, options_of
+from dilm.sources import source_id
+
+
+def composed(*overrides: str) -> Config:
+    attach()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
+        return typed(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"{group}={name}" for group in ("task", "generator", "learner", "experiment") for name in options_of(group)],
+)
+def test_every_yaml_composes(override: str) -> None:
+    config = composed(override)
+    group, _, name = override.partition("=")
+    if group != "experiment":
+        assert getattr(config, group).name == name
+
+
+@pytest.mark.parametrize("group", ["generator", "learner"])
+def test_every_model_names_one_pinned_source(group: str) -> None:
+    for name in options_of(group):
+        assert source_id(getattr(composed(f"{group}={name}"), group).source)
+
+
+def test_plain_defaults_are_the_papers() -> None:
+    config = composed()
+    assert (config.generator.name, config.learner.name, config.match.learner.name) == ("gpt2", "bert_base", "bert_base")
+    assert (config.pretrain.steps, config.pretrain.batch, config.pretrain.optimizer.lr) == (80_000, 64, 1e-5)
+    match = config.match
+    assert match.outer_steps * match.inner_steps == 20_000
+    assert (match.optimizer.lr, match.optimizer.warmup, match.learner_steps) == (3e-7, 0.05, 20)
+    assert (match.synthetic_dpc, match.real_dpc, match.n_repset, match.regenerate_every) == (64, 200, 10, 20)
+    assert (config.generate.oversample, config.generate.top_p, config.generate.pool) == (100, 0.95, "fresh")
+    assert (config.evaluate.steps, config.evaluate.optimizer.lr, config.n_datasets, config.n_seeds) == (
+        200,
+        1e-4,
+        20,
+        5,
+    )
+    assert composed("experiment=paper") == config
+
+
+@pytest.mark.parametrize("override", ["dpc=abc", "match.optimizer.lr=[1]", "nonsense=1", "pretrain.nonsense=1"])
+def test_wrong_types_and_unknown_keys_are_refused(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=kcenters", "method 'kcenters' is unknown. Did you mean 'k_centers'"),
+        ("dpc=0", "dpc is 0; it must be at least 1"),
+        ("match.temperature=0", "match.temperature is 0.0; it must be greater than 0"),
+        ("data.valid_rows=-1", "data.valid_rows is -1; it must not be negative"),
+        ("generate.top_p=1.5", "generate.top_p is 1.5"),
+        ("stages=[pretrain,mach]", "stages names 'mach'. Did you mean 'match'"),
+        ("evaluate.n_datasets=30", "evaluate.n_datasets is 30, but only n_datasets=20"),
+        ("task.labels=[one]", "task 'sst2' needs at least one field and two labels"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(override)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_every_choice_is_checked(key: str, tiny: Callable[..., Config]) -> None:
+    config = tiny()
+    *path, name = key.split(".")
+    part: object = config
+    for step in path:
+        part = getattr(part, step)
+    setattr(part, name, "nonsense")
+    with pytest.raises(ConfigError, match=f"{key} 'nonsense' is unknown"):
+        check(config)
+
+
+def test_experiments_name_only_keys_of_the_schema() -> None:
+    schema = OmegaConf.structured(Config)
+    for path in (CONF_FOLDER / "experiment").rglob("*.yaml"):
+        plain = OmegaConf.load(path) or OmegaConf.create()
+        plain.pop("defaults", None)
+        OmegaConf.merge(schema, plain)
+
+
+def test_load_task_by_name() -> None:
+    assert load_task("movie_snippets").package == "vaderSentiment==3.3.2"
+    with pytest.raises(ConfigError, match=r"task 'moviesnippets' is unknown\. Did you mean 'movie_snippets'"):
+        load_task("moviesnippets")
+
+
+def test_names_are_required() -> None:
+    assert fields(LearnerConfig)[0].default == MISSING
+    assert fields(LearnerConfig)[1].default_factory is SourceConfig
+    assert Path(CONF_FOLDER / "config.yaml").is_file()

@@ -1,0 +1,128 @@
+"""The command line as a user meets it: one line and exit 2 for what they can mend, nothing written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dilm.errors import ConfigError
+from dilm.launch import check_override, rewrite
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def dilm(command: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"dilm.{command}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("tsak=sst2", "tsak is unknown. Did you mean 'task'?"),
+        ("task=sst3", "task 'sst3' is unknown. Did you mean 'sst2'?"),
+        ("task=sst2,sst3", "task 'sst3' is unknown"),
+        ("learner=bert_bse", "learner 'bert_bse' is unknown. Did you mean 'bert_base'?"),
+        ("learner@match.learner=minilmm", "learner 'minilmm' is unknown. Did you mean 'minilm'?"),
+        ("pretrain.stpes=3", "pretrain.stpes is unknown. Did you mean 'steps'?"),
+        ("dpc.x=3", "dpc.x is unknown: dpc has no parts."),
+        ("+foo=3", "foo is unknown."),
+        ("experiment=quickstat", "experiment 'quickstat' is unknown. Did you mean 'quickstart'?"),
+    ],
+)
+def test_unknown_keys_and_options_get_a_suggestion(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_override(argument)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "task=sst2,qqp",
+        "dpc=5,10",
+        "hydra/launcher=basic",
+        "hydra.job.chdir=true",
+        "-m",
+        "--help",
+        "experiment=null",
+        "task.path=/x",
+        "~experiment",
+    ],
+)
+def test_known_ones_pass(argument: str) -> None:
+    check_override(argument)
+
+
+def test_parts_that_are_groups_take_an_option() -> None:
+    assert rewrite("match.learner=minilm") == "learner@match.learner=minilm"
+    assert rewrite("generate.encoder=minilm") == "learner@generate.encoder=minilm"
+    assert rewrite("match.learner.lr=1") == "match.learner.lr=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dpc=five"], "dpc"),
+        (["method=none"], "method 'none' is unknown"),
+        (["task=sst2", "task.path=nowhere"], "nowhere/train.tsv.gz: there is no such file"),
+        (["method=lm"], "lm-tiny-"),
+        (["method=random", "dpc=5000"], "dpc=5000, but label 'negative' has only"),
+    ],
+)
+def test_one_line_exit_two_and_nothing_written(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = dilm("generate", "experiment=tiny", f"cache={tmp_path / 'cache'}", *arguments, cwd=tmp_path)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and "logs" not in path.parts]
+
+
+def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    done = dilm("evaluate", "experiment=tiny", "method=random", f"cache={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Make it with: python -m dilm.generate task=tiny method=random dpc=4" in done.stderr
+
+
+def test_other_jobs_of_a_multirun_go_on_and_the_status_tells(tmp_path: Path) -> None:
+    overrides = ["-m", "experiment=tiny", "method=lm,random", f"cache={tmp_path}"]
+    done = dilm("generate", *overrides, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "method=lm: MissingArtifactError" in done.stderr or "method=lm" in done.stderr
+    assert len(list((tmp_path / "runs" / "tiny").glob("random-dpc4-*"))) == 1
+
+
+def test_help_names_groups_and_keys_without_loading_torch(tmp_path: Path) -> None:
+    done = dilm("train", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("gradient matching", "task: ", "sst2", "pretrain:", "python -m dilm.train"):
+        assert word in done.stdout
+
+
+def test_interrupted_leaves_nothing_under_a_final_name_and_a_rerun_ends(tmp_path: Path) -> None:
+    arguments = ["experiment=tiny", "stages=[pretrain]", f"cache={tmp_path / 'cache'}", "pretrain.steps=2000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dilm.train", *arguments], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    folder = tmp_path / "runs" / "tiny"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.tmp-*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert list(folder.iterdir()) == []

@@ -1,0 +1,56 @@
+"""The measure of what matching does: fixed states, fresh texts, and no trace on the learner."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dilm.config import Config, SourceConfig
+from dilm.data import load_corpus
+from dilm.generator import build_generator
+from dilm.learner import build_learner
+from dilm.similarity import SimilarityMonitor
+from dilm.sources import model_folder
+from dilm.streams import candidate_rows
+
+
+@pytest.fixture
+def monitor(tiny: Callable[..., Config], tiny_cache: Path) -> SimilarityMonitor:
+    config = tiny()
+    corpus = load_corpus(config.task, config.data, tiny_cache)
+    learner = build_learner(config.match.learner, 2, tiny_cache, torch.device("cpu"))
+    return SimilarityMonitor(config, corpus, learner, learner.tokenize(corpus.train.texts))
+
+
+def test_states_are_distinct_and_kept(monitor: SimilarityMonitor) -> None:
+    first, second = monitor.states
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+    assert monitor.real_SCP[0].shape == monitor.real_SCP[1].shape
+    assert 0 < monitor.real_similarity <= 1
+
+
+def test_measuring_twice_gives_the_same_and_leaves_the_learner(
+    monitor: SimilarityMonitor, tiny: Callable[..., Config], tiny_cache: Path
+) -> None:
+    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
+    generator = build_generator(folder, 2, 1, 48)
+    monitor.learner.fresh("now")
+    before = {name: tensor.clone() for name, tensor in monitor.learner.state_dict().items()}
+    first = monitor.measure(generator)
+    assert first == monitor.measure(generator)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in monitor.learner.state_dict().items())
+    assert 0 <= first["fresh_wellformed"] <= 1
+
+
+def test_real_texts_resemble_real_texts(
+    monitor: SimilarityMonitor, tiny: Callable[..., Config], tiny_cache: Path
+) -> None:
+    """The measure's own check: with the same real texts on both sides the similarity is one."""
+    config = tiny()
+    corpus = load_corpus(config.task, config.data, tiny_cache)
+    tokens = monitor.learner.tokenize(corpus.train.texts)
+    rows = candidate_rows(corpus.train, 200, 1)
+    gradients = monitor._gradients([tokens[row] for row in rows], corpus.train.labels[rows])
+    again = monitor._gradients([tokens[row] for row in rows[::-1]], corpus.train.labels[rows[::-1]])
+    assert torch.nn.functional.cosine_similarity(gradients, again, dim=1).min() > 0.9999

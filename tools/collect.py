@@ -1,0 +1,52 @@
+"""Bring the rows of every job together: `python tools/collect.py runs --out report`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from dilm.errors import DilmError, MissingArtifactError
+from dilm.launch import fail
+from dilm.results import rows_folder
+from dilm.stages.collect import Table, cell_text, run
+
+
+def main(arguments: list[str]) -> None:
+    """Write the report, print its tables, and copy to MLflow where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Exit status: 0 done, 2 something to mend.")
+    parser.add_argument("root", type=Path, help="the folder that the commands wrote to (root=, by default runs)")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report (default: report)")
+    parser.add_argument("--mlflow", metavar="URI", help="also bring runs and cells into this MLflow store")
+    options = parser.parse_args(arguments)
+    if not rows_folder(options.root).is_dir():
+        raise MissingArtifactError(
+            f"{options.root} has no rows yet. Make some with: python -m dilm.evaluate root={options.root}"
+        )
+    tables = run(options.root, options.out)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in tables:
+        console.print(_printed(table))
+    console.print(f"report: {options.out / 'tables.md'}, {options.out / 'results.csv'}, {options.out / 'plots'}")
+    if options.mlflow:
+        from dilm.mlflow_store import bring_in
+
+        console.print(bring_in(options.root, options.mlflow))
+
+
+def _printed(table: Table) -> RichTable:
+    printed = RichTable(title=table.title, caption="mean ± std over models [95% interval over data sets]")
+    printed.add_column("method")
+    for dpc in table.sizes:
+        printed.add_column(f"dpc {dpc}")
+    for method in table.methods:
+        printed.add_row(method, *(cell_text(table.summaries.get((method, dpc))) for dpc in table.sizes))
+    return printed
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DilmError as error:
+        fail(error)
