@@ -1,9 +1,15 @@
-# `make` lists what there is. Variables: TORCH=cpu|keep, TORCH_INDEX=<index url>, PYTHON=<python 3.11-3.13>, ARGS="key=value ...".
+# `make` lists what there is. Variables:
+#   PYTHON       the Python (3.11 to 3.13) that makes .venv
+#   TORCH        cpu: a CPU build of torch; keep: the torch that PYTHON's environment has; default: as .venv is, else cpu
+#   TORCH_INDEX  URL of a package index that has CPU builds, where pip's own settings name none
+#   ARGS         more keys for the quick start's commands
+#   SLURM        no: don't install Slurm's packages for the tests
 PYTHON ?= python3
 PY := .venv/bin/python
 TORCH ?=
 TORCH_INDEX ?=
 ARGS ?=
+SLURM ?=
 
 # Threads that wait for work must not spin: on busy cores that costs five times the time.
 export OMP_WAIT_POLICY := PASSIVE
@@ -21,7 +27,7 @@ help: ## this list
 install: ## .venv with the versions of requirements.lock (TORCH=keep: use the torch of the active Python)
 	@$(PYTHON) tools/install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
-quickstart: install ## the whole method on small models, 30 minutes on 2 cores (again: seconds); ARGS="root=/elsewhere"
+quickstart: install ## the whole method on small models: half an hour on 2 cores, again seconds (ARGS="root=/elsewhere")
 	$(PY) -m dilm.train experiment=quickstart $(ARGS)
 	$(PY) -m dilm.generate -m experiment=quickstart $(METHODS) dpc=5,20 $(ARGS)
 	$(PY) -m dilm.evaluate -m experiment=quickstart $(METHODS) dpc=5,20 learner.freeze_encoder=true $(ARGS)

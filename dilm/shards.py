@@ -8,6 +8,7 @@ raises on a missing, truncated or altered shard, and never fills gaps.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,17 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ShardError(f"{path} is missing: the shards beside it are incomplete. Make them again.")
     try:
-        index = read_json(path)
-        schema = index["schema"]
+        index = dict(read_json(path))
+        if (schema := index["schema"]) != SCHEMA:
+            raise ShardError(
+                f"{path}: schema {schema!r}; this version reads schema {SCHEMA}. Use the dilm that wrote it."
+            )
+        listed = [(str(entry["file"]), str(entry["sha256"]), int(entry["rows"])) for entry in index["shards"]]
+        if not listed or sum(rows for _, _, rows in listed) != index["rows"]:
+            raise ValueError(f"it says {index['rows']} rows, and its {len(listed)} shards have others")
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path} is not an index of shards ({error}). Make the shards again.") from error
-    if schema != SCHEMA:
-        raise ShardError(f"{path}: schema {schema!r}; this version reads schema {SCHEMA}. Use the dilm that wrote it.")
-    return dict(index)
+    return index
 
 
 def read_shards(folder: Path) -> ShardTable:
@@ -156,7 +161,7 @@ def _read_shard(path: Path, entry: dict[str, Any]) -> ShardTable:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             rows = _read_file(file)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ShardError(f"{path} can't be read as a shard of schema {SCHEMA} ({error}).") from error
     if len(rows) != entry["rows"]:
         raise ShardError(f"{path} has {len(rows)} rows; index.json says {entry['rows']}.")
@@ -164,13 +169,16 @@ def _read_shard(path: Path, entry: dict[str, Any]) -> ShardTable:
 
 
 def _read_file(file: h5py.File) -> ShardTable:
+    if (schema := file.attrs["schema"]) != SCHEMA:
+        raise ValueError(f"its schema is {schema}")
     fields = [str(name) for name in file.attrs["fields"]]
     columns = []
     for field in fields:
         group = file[f"texts/{field}"]
         blob, offsets = group["bytes"][:].tobytes(), group["offsets"][:]
-        columns.append(
-            [blob[start:end].decode("utf-8", "surrogatepass") for start, end in zip(offsets, offsets[1:], strict=False)]
-        )
+        columns.append([blob[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise(offsets)])
     table = TextTable(tuple(fields), list(zip(*columns, strict=True)), file["label"][:])
-    return ShardTable(table, *(file[name][:] for name in COLUMNS))
+    rows = ShardTable(table, *(file[name][:] for name in COLUMNS))
+    if {len(column) for column in (table.labels, *(getattr(rows, name) for name in COLUMNS))} != {len(rows)}:
+        raise ValueError("its columns are of unequal length")
+    return rows

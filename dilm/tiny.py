@@ -104,7 +104,14 @@ def build_tiny_model(name: str, folder: Path) -> None:
     if name not in TINY_MODELS.values():
         raise ConfigError(f"tiny model {name!r} is unknown.{did_you_mean(name, TINY_MODELS.values())}")
     import torch
-    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import (
+        BertConfig,
+        BertModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        PreTrainedModel,
+        PreTrainedTokenizerFast,
+    )
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_bert_tokenizer() if name == "bert" else _gpt2_tokenizer(),
@@ -115,7 +122,7 @@ def build_tiny_model(name: str, folder: Path) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed("tiny model", name))  # the CPU's alone
-        model: torch.nn.Module
+        model: PreTrainedModel
         if name == "bert":
             model = BertModel(
                 BertConfig(

@@ -49,11 +49,12 @@ class Tracker:
     """Logs one stage's metrics to `metrics.jsonl` in its folder and, where asked, to an MLflow run."""
 
     def __init__(self, folder: Path, config: Config, key: str, name: str) -> None:
+        uri = tracking_uri(config)
         self.path = folder / METRICS_FILE
-        self._stream = open(self.path, "a", encoding="utf-8")
+        self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._client: Any = None
         self._run_id = ""
-        if uri := tracking_uri(config):
+        if uri:
             self._start_run(uri, config, key, name)
 
     def __enter__(self) -> "Tracker":
