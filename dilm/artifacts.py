@@ -23,6 +23,9 @@ from dilm.sources import source_id
 # Raised when a stage's results change for equal configurations.
 STAGE_VERSION = {"pretrain": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
 
+TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
+MADE_BY = {"pretrain": TRAIN, "match": TRAIN, "candidates": GENERATE, "dataset": GENERATE}
+
 POLL_SECONDS = 1.0
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "h5py", "hydra-core", "datasets")
 
@@ -44,14 +47,14 @@ class Artifact:
     def require(self) -> Path:
         """Its folder. Raises MissingArtifactError, which names the command that makes it."""
         if not self.exists:
-            raise MissingArtifactError(f"{self.folder} is not there yet. Make it with: {self.command}")
+            raise MissingArtifactError(str(self.folder), self.command)
         return self.folder
 
 
-def _artifact(config: Config, stage: str, name: str, science: dict[str, Any], command: str) -> Artifact:
+def _artifact(config: Config, stage: str, name: str, science: dict[str, Any]) -> Artifact:
     science = {"stage": stage, "version": STAGE_VERSION[stage], **science}
     key = content_key(science)
-    return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, command)
+    return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, MADE_BY[stage])
 
 
 def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -90,8 +93,7 @@ def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
         "precision": config.precision,
         "seed": config.seed,
     }
-    command = f"python -m dilm.train task={config.task.name} generator={config.generator.name}"
-    return _artifact(config, "pretrain", f"lm-{config.generator.name}", science, command)
+    return _artifact(config, "pretrain", f"lm-{config.generator.name}", science)
 
 
 def match_artifact(config: Config, data_hash: str) -> Artifact:
@@ -105,8 +107,7 @@ def match_artifact(config: Config, data_hash: str) -> Artifact:
         "precision": config.precision,
         "seed": config.seed,
     }
-    command = f"python -m dilm.train task={config.task.name} generator={config.generator.name}"
-    return _artifact(config, "match", f"dilm-{config.generator.name}", science, command)
+    return _artifact(config, "match", f"dilm-{config.generator.name}", science)
 
 
 def generator_artifact(config: Config, data_hash: str) -> Artifact:
@@ -129,8 +130,7 @@ def candidates_artifact(config: Config, data_hash: str) -> Artifact:
         science |= {"pool_dpc": settings.pool_dpc}
     else:
         science |= {"oversample": settings.oversample, "dpc": config.dpc, "n_datasets": config.n_datasets}
-    command = f"python -m dilm.generate task={config.task.name} method={config.method} dpc={config.dpc}"
-    return _artifact(config, "candidates", f"candidates-{config.method}", science, command)
+    return _artifact(config, "candidates", f"candidates-{config.method}", science)
 
 
 def dataset_artifact(config: Config, data_hash: str) -> Artifact:
@@ -153,8 +153,7 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         science |= {"task": task_science(config), "data": data_hash, "real_candidates": candidates}
     else:
         science |= {"parent": candidates_artifact(config, data_hash).key}
-    command = f"python -m dilm.generate task={config.task.name} method={config.method} dpc={config.dpc}"
-    return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science, command)
+    return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)
 
 
 def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:

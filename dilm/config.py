@@ -263,6 +263,14 @@ def check(config: Config) -> None:
         if stage not in STAGES:
             raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, STAGES)}")
     _check_numbers(config)
+    match = config.match
+    if match.learner_schedule < (steps := match.inner_steps * match.learner_steps):
+        raise ConfigError(
+            f"match.learner_schedule is {match.learner_schedule}, but a learner is trained for inner_steps x "
+            f"learner_steps = {steps} steps; raise it to at least that."
+        )
+    if match.monitor_every and not match.monitor_states:
+        raise ConfigError("match.monitor_states is empty; name the learner's steps to measure at, such as [0, 20].")
     wanted = config.evaluate.n_datasets
     if wanted is not None and wanted > config.n_datasets:
         raise ConfigError(

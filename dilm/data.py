@@ -196,9 +196,9 @@ def _movie_snippets(archive: Path) -> str:
     """The snippets' file, from the archive or from an archive inside it."""
     with tarfile.open(archive) as outer:
         content = _member(outer, MOVIE_SNIPPETS)
-        if content is None:
-            nested = _member(outer, ".tar.gz") or _member(outer, ".tgz") or _member(outer, ".tar")
-            with tarfile.open(fileobj=io.BytesIO(nested or b"")) as inner:
+        nested = _member(outer, ".tar.gz") or _member(outer, ".tgz") or _member(outer, ".tar")
+        if content is None and nested is not None:
+            with tarfile.open(fileobj=io.BytesIO(nested)) as inner:
                 content = _member(inner, MOVIE_SNIPPETS)
     if content is None:
         raise SourceError(f"{archive}: no {MOVIE_SNIPPETS} inside.")

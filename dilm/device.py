@@ -14,7 +14,16 @@ def pick_device(name: str, threads: int | None = None) -> torch.device:
         torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # else DeepSpeed, which transformers imports, warns of its choice
     return torch.device(name)
+
+
+def attention(device: torch.device) -> str:
+    """The attention kernel: on a CPU the plain one, since the fused one's backward pass takes twice as long there."""
+    return "eager" if device.type == "cpu" else "sdpa"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -25,7 +25,15 @@ class ShardError(DilmError):
 
 
 class MissingArtifactError(DilmError):
-    """An earlier stage's artifact is not there; the message names the command that makes it."""
+    """An earlier stage's artifact is not there; `command` makes it, from the same keys."""
+
+    def __init__(self, what: str, command: str, keys: str = "with the same keys") -> None:
+        super().__init__(f"{what} is not there yet. Make it with: {command} {keys}")
+        self.what, self.command = what, command
+
+    def with_keys(self, keys: str) -> "MissingArtifactError":
+        """The same error with the keys of this very command line, to be copied."""
+        return MissingArtifactError(self.what, self.command, keys)
 
 
 class CellsFailedError(DilmError):

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from dilm.batching import by_length, pad
 from dilm.data import TextTable
-from dilm.device import autocast
+from dilm.device import attention, autocast
 from dilm.keys import derive_seed
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, parse_text, write_tokens
 
 TOKENS_PER_BATCH = 4096  # of held-out texts, padding included
-TOKENS_PER_CHUNK = 512  # whose logits are made at a time: each takes some ten bytes for every word of the vocabulary
+TOKENS_PER_CHUNK = 1024  # whose logits are made at a time: each takes some ten bytes for every word of the vocabulary
 ATTEMPTS = 8  # draws a token may need until it lies in the nucleus; 8 fail with probability 0.05^8 at top-p 0.95
 
 
@@ -66,25 +66,24 @@ class Generator:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def to(self, device: torch.device) -> "Generator":
-        """Move the model to a device."""
-        nn.Module.to(self.model, device)
-        return self
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
 
-def build_generator(folder: Path, n_labels: int, n_fields: int, max_length: int) -> Generator:
+CPU = torch.device("cpu")
+
+
+def build_generator(
+    folder: Path, n_labels: int, n_fields: int, max_length: int, device: torch.device = CPU
+) -> Generator:
     """A pretrained model with the task's control tokens added.
 
     Each `<bos_y>` starts from the embedding of the model's own bos token, so that all classes start from the model's
     idea of a beginning; `<sep>` starts from its eos token, and `<pad>`, never attended to, from the mean.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    tokenizer, model = _load(folder, device)
     names = [*(bos_token(label) for label in range(n_labels)), SEP_TOKEN, PAD_TOKEN]
     tokenizer.add_special_tokens({"additional_special_tokens": names[:-1], "pad_token": PAD_TOKEN})
     old_bos, old_eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -102,11 +101,20 @@ def build_generator(folder: Path, n_labels: int, n_fields: int, max_length: int)
     return Generator(model, tokenizer, control, n_fields, max_length)
 
 
-def load_generator(folder: Path, n_labels: int, n_fields: int, max_length: int) -> Generator:
+def load_generator(
+    folder: Path, n_labels: int, n_fields: int, max_length: int, device: torch.device = CPU
+) -> Generator:
     """A generator that a stage saved."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    tokenizer, model = _load(folder, device)
     return Generator(model, tokenizer, _control_tokens(tokenizer, n_labels), n_fields, max_length)
+
+
+def _load(folder: Path, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention(device)
+    )
+    return tokenizer, model.to(device)
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int) -> ControlTokens:

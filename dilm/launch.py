@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dilm.config import CONF_FOLDER, Config, TaskConfig, attach, typed
-from dilm.errors import ConfigError, DilmError, did_you_mean
+from dilm.errors import ConfigError, DilmError, MissingArtifactError, did_you_mean
 
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 # Groups that fill a part of the tree other than the one that bears their name.
 GROUP_AT = {"match.learner": "learner@match.learner", "generate.encoder": "learner@generate.encoder"}
 USER_ERROR, INTERRUPTED = 2, 130
@@ -60,6 +61,10 @@ def _main(about: str, run: Callable[[Config], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # else DeepSpeed, which transformers imports, warns of its choice
     sys.argv[1:] = [rewrite(argument) for argument in sys.argv[1:]]
     for argument in sys.argv[1:]:
         check_override(argument)
@@ -81,9 +86,12 @@ def _run_job(run: Callable[[Config], None], composed: DictConfig, failures: list
     local = "basic_launcher" in hydra_config.launcher._target_
     try:
         run(with_fallback(typed(composed)))
-    except DilmError as error:
+    except DilmError as caught:
+        error: DilmError = caught
+        if isinstance(caught, MissingArtifactError):
+            error = caught.with_keys(" ".join(hydra_config.overrides.task))
         if not local:
-            raise
+            raise error from caught
         if hydra_config.mode != RunMode.MULTIRUN:
             fail(error)
         print(f"{' '.join(hydra_config.overrides.task)}: {type(error).__name__}: {error}", file=sys.stderr)

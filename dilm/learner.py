@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from dilm.batching import by_length, pad
 from dilm.config import LearnerConfig
-from dilm.device import autocast, seeded
+from dilm.device import attention, autocast, seeded
 from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.matching import head_gradients
@@ -29,12 +29,12 @@ class Learner(nn.Module):
     whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer on the pooled encoder.
     """
 
-    def __init__(self, folder: Path, config: LearnerConfig, n_labels: int) -> None:
+    def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device) -> None:
         super().__init__()
         self.config = config
         self.n_labels = n_labels
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loading = {"local_files_only": True, "dtype": torch.float32}
+        loading = {"local_files_only": True, "dtype": torch.float32, "attn_implementation": attention(device)}
         self.classifier: nn.Module | None = None
         if config.pooling == "model":
             classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n_labels, **loading)
@@ -163,4 +163,4 @@ def label_means(gradients_BP: Tensor, labels_B: np.ndarray, n_labels: int) -> Te
 
 def build_learner(config: LearnerConfig, n_labels: int, cache: Path, device: torch.device) -> Learner:
     """The pretrained learner on its device, fetched by need."""
-    return Learner(model_folder(config.name, config.source, cache), config, n_labels).to(device)
+    return Learner(model_folder(config.name, config.source, cache), config, n_labels, device).to(device)

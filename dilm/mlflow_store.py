@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from dilm.files import read_json
 from dilm.results import Row, read_rows
-from dilm.tracking import METRICS_FILE
+from dilm.tracking import finished_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "dilm"
 BATCH = 1_000  # metrics that MLflow takes at once
+PAGE = 1_000  # runs that it gives at once
 LONGEST_PARAM = 500
 
 
@@ -27,9 +28,9 @@ def bring_in(root: Path, uri: str) -> str:
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
-    known = set(_known_keys(client, experiment))
+    known = _known_keys(client, experiment)
     runs = cells = 0
-    for metrics in sorted(root.glob(f"*/*/{METRICS_FILE}")):
+    for metrics in finished_metrics(root):
         provenance = read_json(metrics.parent / "provenance.json")
         if provenance["key"] not in known:
             _add_artifact(client, experiment, metrics, provenance)
@@ -41,19 +42,21 @@ def bring_in(root: Path, uri: str) -> str:
     return f"MLflow at {uri}: {runs} runs and {cells} cells added, {len(known)} known before"
 
 
-def _known_keys(client: "MlflowClient", experiment: str) -> Iterator[str]:
+def _known_keys(client: "MlflowClient", experiment: str) -> set[str]:
     """Keys of complete runs. One that was cut short is deleted, to be added again."""
-    token = None
+    known, cut_short, token = set(), [], None
     while True:
-        page = client.search_runs([experiment], max_results=BATCH, page_token=token)
+        page = client.search_runs([experiment], max_results=PAGE, page_token=token)
         for run in page:
             if run.info.status == "FINISHED":
-                yield run.data.tags.get("dilm.key", "")
+                known.add(run.data.tags.get("dilm.key", ""))
             elif run.data.tags.get("dilm.writer") == "collect":
-                client.delete_run(run.info.run_id)
-        token = page.token
-        if not token:
-            return
+                cut_short.append(run.info.run_id)
+        if not (token := page.token):
+            break
+    for run_id in cut_short:  # at the end, since a deletion shifts the pages behind it
+        client.delete_run(run_id)
+    return known
 
 
 def _add_artifact(client: "MlflowClient", experiment: str, metrics: Path, provenance: dict[str, Any]) -> None:

@@ -15,8 +15,9 @@ def run(config: Config) -> None:
         place = find_place(config.task)
         print(f"task {config.task.name}: {len(rows)} {split} rows ({place.kind if place else '?'})")
     models = (config.generator, config.match.learner, config.generate.encoder, config.learner)
-    for name, source in {model.name: model.source for model in models}.items():
-        print(f"{name}: {model_folder(name, source, cache)}")
+    folders = {model_folder(model.name, model.source, cache): model.name for model in models}
+    for folder, name in folders.items():
+        print(f"{name}: {folder}")
 
 
 if __name__ == "__main__":

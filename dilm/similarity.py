@@ -51,7 +51,8 @@ class SimilarityMonitor:
         """Train one learner on real data, and pause at each state with the learner's weights at it."""
         settings = self.config.match
         self.learner.fresh("monitor", *self.names)
-        trainer = TorchEngine(self.learner, settings.learner_optimizer, settings.learner_schedule)
+        schedule = max(settings.learner_schedule, *settings.monitor_states)
+        trainer = TorchEngine(self.learner, settings.learner_optimizer, schedule)
         generator = np.random.default_rng(derive_seed("monitor learner", *self.names))
         batches = plain_batches(len(tokens), settings.learner_batch, generator)
         step = 0

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dilm.config import Config
 from dilm.errors import ConfigError
+from dilm.files import TEMPORARY
 
 METRICS_FILE = "metrics.jsonl"
 LOG_SECONDS = 30.0  # between progress lines where there is no terminal
@@ -29,6 +30,12 @@ def progress(total: int, title: str) -> tqdm:
         delay=0 if terminal else LOG_SECONDS,
         ascii=None if terminal else " #",
     )
+
+
+def finished_metrics(root: Path, names: str = "*") -> list[Path]:
+    """The metrics of every complete artifact below `root`; those of one under way stand under a temporary name."""
+    found = root.glob(f"*/{names}/{METRICS_FILE}")
+    return sorted(path for path in found if TEMPORARY not in path.parent.name)
 
 
 def tracking_uri(config: Config) -> str | None:

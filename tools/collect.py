@@ -21,9 +21,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--mlflow", metavar="URI", help="also bring runs and cells into this MLflow store")
     options = parser.parse_args(arguments)
     if not rows_folder(options.root).is_dir():
-        raise MissingArtifactError(
-            f"{options.root} has no rows yet. Make some with: python -m dilm.evaluate root={options.root}"
-        )
+        raise MissingArtifactError(str(rows_folder(options.root)), "python -m dilm.evaluate", f"root={options.root}")
     tables = run(options.root, options.out)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dilm.config import METHODS
 from dilm.files import disk_full_named, temporary_name, write_bytes
 from dilm.results import Row, read_rows
 from dilm.statistics import Difference, Summary, dataset_means, paired_difference, summarise
-from dilm.tracking import METRICS_FILE
+from dilm.tracking import finished_metrics
 
 COMPARISONS = (("dilm", "lm"), ("dilm", "k_centers"), ("dilm", "random"), ("k_centers", "random"))
 SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # rows that one table may hold
@@ -29,12 +30,14 @@ class Table:
     summaries: dict[tuple[str, int], Summary]  # (method, dpc)
     differences: dict[tuple[str, str, int], Difference]  # (first, second, dpc)
     shared_pool: bool
+    protocol: str  # what tells it from other tables of this task and learner; empty where it is the only one
 
     @property
     def title(self) -> str:
         """What the table is of."""
         how = "frozen encoder" if self.evaluator == "frozen" else "fine-tuned"
-        return f"{self.task}, {self.model} ({how}), {self.metric}"
+        apart = f", protocol {self.protocol}" if self.protocol else ""
+        return f"{self.task}, {self.model} ({how}), {self.metric}{apart}"
 
     @property
     def methods(self) -> list[str]:
@@ -66,15 +69,18 @@ def make_tables(rows: list[Row]) -> list[Table]:
     if frame.empty:
         return []
     tables = []
-    for setting, group in frame.groupby(SETTING, sort=True):
+    groups = list(frame.groupby(SETTING, sort=True))
+    alike = Counter(setting[:3] for setting, _ in groups)
+    for setting, group in groups:
         named = group.assign(method=_distinct_names(group))
         cells = {(str(method), int(dpc)): part for (method, dpc), part in named.groupby(["method", "dpc"], sort=True)}
         summaries = {
             key: summarise(part["value"].to_numpy(), part["dataset"].to_numpy()) for key, part in cells.items()
         }
-        task, evaluator, model, metric, _ = (str(value) for value in setting)
+        task, evaluator, model, metric, protocol = (str(value) for value in setting)
         shared = bool((group["pool"] == "shared").any())
-        tables.append(Table(task, evaluator, model, metric, summaries, _differences(cells), shared))
+        apart = protocol[:6] if alike[setting[:3]] > 1 else ""
+        tables.append(Table(task, evaluator, model, metric, summaries, _differences(cells), shared, apart))
     return tables
 
 
@@ -89,8 +95,9 @@ def _differences(cells: dict[tuple[str, int], pd.DataFrame]) -> dict[tuple[str, 
     for first, second in COMPARISONS:
         for dpc in sorted({dpc for _, dpc in cells}):
             if (first, dpc) in cells and (second, dpc) in cells:
-                pair = _paired_means(cells[first, dpc], cells[second, dpc])
-                found[first, second, dpc] = paired_difference(*pair)
+                means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
+                if len(means):
+                    found[first, second, dpc] = paired_difference(means, other_means)
     return found
 
 
@@ -179,8 +186,9 @@ def plot_all(tables: list[Table], root: Path, out: Path) -> None:
 
     matplotlib.use("Agg")
     for table in tables:
-        _plot_scores(table, out / f"{table.task}-{table.model}-{table.evaluator}.png")
-    for metrics in sorted(root.glob(f"*/dilm-*/{METRICS_FILE}")):
+        apart = f"-{table.protocol}" if table.protocol else ""
+        _plot_scores(table, out / f"{table.task}-{table.model}-{table.evaluator}{apart}.png")
+    for metrics in finished_metrics(root, "dilm-*"):
         records = [json.loads(line) for line in metrics.read_text().splitlines()]
         _plot_matching(
             pd.DataFrame(records), metrics.parent, out / f"{metrics.parent.parent.name}-{metrics.parent.name}.png"
@@ -212,12 +220,9 @@ def _plot_scores(table: Table, path: Path) -> None:
         shown = [(place, summary) for place, summary in found if summary is not None]
         places = [place + (number - (len(table.methods) - 1) / 2) * width for place, _ in shown]
         means = np.array([summary.mean for _, summary in shown])
-        errors = np.nan_to_num(
-            [
-                [summary.mean - summary.low for _, summary in shown],
-                [summary.high - summary.mean for _, summary in shown],
-            ]
-        )
+        ends = [[summary.low for _, summary in shown], [summary.high for _, summary in shown]]
+        # Where data sets have unequal numbers of models, the mean over models may lie outside.
+        errors = np.nan_to_num(np.maximum([means - ends[0], ends[1] - means], 0))
         axes.bar(places, means, width * 0.9, yerr=errors, capsize=3, label=method)
     lowest = min(summary.mean for summary in table.summaries.values())
     axes.set_ylim(max(0.0, math.floor(lowest / 5) * 5 - 5))
@@ -249,6 +254,7 @@ def _plot_matching(records: pd.DataFrame, folder: Path, path: Path) -> None:
     right.set_title("gradient similarity of freshly written texts, equal weights")
     for axes in (left, right):
         axes.set_xlabel("generator update")
-        axes.legend(frameon=False, fontsize=8)
+        if axes.has_data():
+            axes.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{folder.parent.name}: {folder.name}")
     _save(figure, path)

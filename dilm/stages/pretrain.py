@@ -31,7 +31,7 @@ def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) 
     settings, task = config.pretrain, config.task
     device = pick_device(config.device, config.threads)
     source = model_folder(config.generator.name, config.generator.source, cache)
-    generator = build_generator(source, len(task.labels), len(task.fields), task.max_length).to(device)
+    generator = build_generator(source, len(task.labels), len(task.fields), task.max_length, device)
     sequences, held_out = generator.encode(corpus.train), generator.encode(corpus.valid)
     engine = TorchEngine(generator.model, settings.optimizer, settings.steps)
     batches = plain_batches(

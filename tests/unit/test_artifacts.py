@@ -217,10 +217,10 @@ def test_the_generator_of_a_method() -> None:
 @pytest.mark.parametrize(
     ("stage", "command"),
     [
-        ("pretrain", r"python -m dilm\.train task=tiny generator=tiny"),
-        ("match", r"python -m dilm\.train task=tiny generator=tiny"),
-        ("candidates", r"python -m dilm\.generate task=tiny method=dilm dpc=20"),
-        ("dataset", r"python -m dilm\.generate task=tiny method=dilm dpc=20"),
+        ("pretrain", r"python -m dilm\.train with the same keys"),
+        ("match", r"python -m dilm\.train with the same keys"),
+        ("candidates", r"python -m dilm\.generate with the same keys"),
+        ("dataset", r"python -m dilm\.generate with the same keys"),
     ],
 )
 def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path, stage: str, command: str) -> None:

@@ -72,6 +72,7 @@ def test_wrong_types_and_unknown_keys_are_refused(override: str) -> None:
         ("generate.top_p=1.5", "generate.top_p is 1.5"),
         ("stages=[pretrain,mach]", "stages names 'mach'. Did you mean 'match'"),
         ("evaluate.n_datasets=30", "evaluate.n_datasets is 30, but only n_datasets=20"),
+        ("match.learner_steps=30", "match.learner_schedule is 200, but a learner is trained for"),
         ("task.labels=[one]", "task 'sst2' needs at least one field and two labels"),
     ],
 )

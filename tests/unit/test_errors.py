@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from dilm import errors
-from dilm.errors import DilmError, did_you_mean
+from dilm.errors import DilmError, MissingArtifactError, did_you_mean
 
 
 def test_the_nearest_name_is_suggested_and_all_are_listed_in_order() -> None:
@@ -26,4 +26,10 @@ KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issu
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_caught_as_the_users_error(kind: type[Exception]) -> None:
     assert issubclass(kind, DilmError)
-    assert str(kind("one line")) == "one line"
+
+
+def test_a_missing_artifact_is_told_with_the_command_that_makes_it() -> None:
+    error = MissingArtifactError("runs/toy/lm-0123", "python -m dilm.train")
+    assert str(error) == "runs/toy/lm-0123 is not there yet. Make it with: python -m dilm.train with the same keys"
+    told = error.with_keys("task=toy seed=1")
+    assert str(told) == "runs/toy/lm-0123 is not there yet. Make it with: python -m dilm.train task=toy seed=1"

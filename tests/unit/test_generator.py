@@ -146,7 +146,7 @@ def test_a_saved_generator_loads_with_plain_transformers(generator: Generator, t
     ids = torch.tensor(rows(generator, ("good", "film")))
     assert again.control == generator.control
     for model in (plain, again.model):
-        assert torch.equal(model(ids).logits, generator.model(ids).logits)
+        assert torch.allclose(model(ids).logits, generator.model(ids).logits, atol=1e-5)
     assert not list(tmp_path.glob("*.bin"))
 
 

@@ -92,7 +92,8 @@ def test_one_line_exit_two_and_nothing_written(arguments: list[str], message: st
 def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path) -> None:
     done = dilm("evaluate", "experiment=tiny", "method=random", f"cache={tmp_path}", cwd=tmp_path)
     assert done.returncode == 2
-    assert "Make it with: python -m dilm.generate task=tiny method=random dpc=4" in done.stderr
+    keys = f"experiment=tiny method=random cache={tmp_path}"
+    assert done.stderr.rstrip().endswith(f"Make it with: python -m dilm.generate {keys}")
 
 
 def test_other_jobs_of_a_multirun_go_on_and_the_status_tells(tmp_path: Path) -> None:
@@ -126,3 +127,27 @@ def test_interrupted_leaves_nothing_under_a_final_name_and_a_rerun_ends(tmp_path
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert list(folder.iterdir()) == []
+
+
+def test_prefetch_fills_the_cache_and_a_second_run_finds_it(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = dilm("prefetch", "experiment=tiny", f"cache={cache}", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "task tiny: 1200 train rows (built)" in first.stdout
+    found = sorted((cache / "models").iterdir())
+    assert len(found) == 2
+    assert all(str(folder) in first.stdout or folder.name.startswith("tiny-") for folder in found)
+    again = dilm("prefetch", "experiment=tiny", f"cache={cache}", cwd=tmp_path)
+    assert again.stdout == first.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere"], "nowhere/rows is not there yet"), ([], "the following arguments are required: root")],
+)
+def test_collect_tells_what_is_missing(arguments: list[str], message: str, tmp_path: Path) -> None:
+    collect = [sys.executable, str(REPOSITORY / "tools" / "collect.py"), *arguments]
+    done = subprocess.run(collect, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "report").exists()

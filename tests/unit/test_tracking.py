@@ -87,7 +87,6 @@ def closed_uri() -> Iterator[str]:
         yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_server_that_is_away_is_told_once_and_the_work_goes_on(tmp_path: Path, closed_uri: str) -> None:
     started = time.monotonic()
     with pytest.warns(UserWarning, match=rf"MLflow at {closed_uri} can't be reached .*going on without it"):
