@@ -38,7 +38,6 @@ quickstart: install ## the whole method on small models: half an hour on 2 cores
 	@echo "  make test                                                                  check this machine"
 	@echo "  python -m dilm.evaluate --help                                             every key"
 	@echo "  python -m dilm.train experiment=paper task=sst2                            the paper's settings, on a GPU"
-	@echo "  python -m dilm.train -m hydra/launcher=slurm task=sst2,qqp,mnli            one Slurm job a task"
 
 test: install slurm-packages lint ## lint, and every test but the slow ones
 	$(PY) -m pytest -m "not slow" -rs

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dilm.errors import DiskFullError
+from dilm.errors import DilmError, DiskFullError
 
 TEMPORARY = ".tmp-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def temporary_name(path: Path) -> Path:
@@ -35,13 +36,20 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that no space is left; libraries that aren't Python's say so in their text alone."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in DISK_FULL)
+
+
 @contextmanager
 def disk_full_named(path: Path) -> Iterator[None]:
-    """Turn the operating system's "no space left" into an error that names the path."""
+    """Turn whatever says "no space left" into an error that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, DilmError) or not is_disk_full(error):
             raise
         raise DiskFullError(
             f"{path}: no space is left on the device. Nothing was written under this name; "

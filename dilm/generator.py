@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from dilm.batching import by_length, pad
 from dilm.data import TextTable
 from dilm.device import attention, autocast
+from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, parse_text, write_tokens
 
@@ -84,6 +85,11 @@ def build_generator(
     idea of a beginning; `<sep>` starts from its eos token, and `<pad>`, never attended to, from the mean.
     """
     tokenizer, model = _load(folder, device)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ConfigError(
+            f"task.max_length is {max_length}, but the generator has only {positions} positions; lower it."
+        )
     names = [*(bos_token(label) for label in range(n_labels)), SEP_TOKEN, PAD_TOKEN]
     tokenizer.add_special_tokens({"additional_special_tokens": names[:-1], "pad_token": PAD_TOKEN})
     old_bos, old_eos = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dilm.config import CONF_FOLDER, Config, TaskConfig, attach, typed
-from dilm.errors import ConfigError, DilmError, MissingArtifactError, did_you_mean
+from dilm.errors import ConfigError, DilmError, DiskFullError, MissingArtifactError, did_you_mean
+from dilm.files import is_disk_full
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 # Groups that fill a part of the tree other than the one that bears their name.
@@ -43,6 +44,10 @@ def main(about: str, run: Callable[[Config], None]) -> None:
         fail(ConfigError(_one_line(error)))
     except DilmError as error:
         fail(error)
+    except OSError as error:  # of Hydra's own files; ours name theirs
+        if not is_disk_full(error):
+            raise
+        fail(DiskFullError(f"{error.filename or 'the disk'}: no space is left on the device; free some and run again."))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is complete", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -276,6 +276,25 @@ def test_a_folder_that_cannot_take_its_name_gives_the_old_one_back(
     assert names(tmp_path) == ["made", "made/old"]
 
 
+def test_a_library_that_tells_of_a_full_disk_in_words_alone_is_understood(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="made: no space is left"), new_folder(tmp_path / "made"):
+        raise RuntimeError("unable to write: error message = 'No space left on device', offset = 2048")
+    assert names(tmp_path) == []
+
+
+def test_the_innermost_name_of_a_full_disk_is_the_one_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="^the inner one$"), new_folder(tmp_path / "made"):
+        raise DiskFullError("the inner one")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("out of luck")])
+def test_other_errors_inside_a_folder_are_not_renamed(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, new_folder(tmp_path / "made"):
+        raise error
+    assert caught.value is error
+    assert names(tmp_path) == []
+
+
 def test_other_errors_of_the_system_are_not_renamed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(FileExistsError):

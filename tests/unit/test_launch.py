@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dilm.data import find_place
 from dilm.errors import ConfigError
-from dilm.launch import check_override, rewrite
+from dilm.launch import check_override, load_task, rewrite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -111,22 +113,84 @@ def test_help_names_groups_and_keys_without_loading_torch(tmp_path: Path) -> Non
         assert word in done.stdout
 
 
-def test_interrupted_leaves_nothing_under_a_final_name_and_a_rerun_ends(tmp_path: Path) -> None:
-    arguments = ["experiment=tiny", "stages=[pretrain]", f"cache={tmp_path / 'cache'}", "pretrain.steps=2000"]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=lambda sent: sent.name)
+def test_a_stopped_command_leaves_nothing_under_a_final_name_and_a_rerun_ends(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    arguments = ["experiment=tiny", "stages=[pretrain]", f"cache={tmp_path / 'cache'}", "pretrain.steps=300"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dilm.train", *arguments], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "dilm.train", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     folder = tmp_path / "runs" / "tiny"
     deadline = time.monotonic() + 120
     while not list(folder.glob("*.tmp-*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
-    assert list(folder.iterdir()) == []
+    left = [path.name for path in folder.iterdir()]
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors == "interrupted; the same command goes on from what is complete\n"
+        assert left == []
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert all(".tmp-" in name or ".claim." in name for name in left)
+
+    done = dilm("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (made,) = folder.iterdir()
+    assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.jsonl", "provenance.json"} <= {
+        path.name for path in made.iterdir()
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path, tmp_path: Path, command: str) -> None:
+    filler = small_disk / "filler"
+    if command == "generate":
+        filler.write_bytes(b"0" * 280_000)
+    few = ["pretrain.steps=2", "stages=[pretrain]", "method=random", "dpc=100", "n_datasets=20"]
+    done = dilm(
+        command, "experiment=tiny", f"root={small_disk / 'runs'}", f"cache={tmp_path / 'cache'}", *few, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no space is left on the device" in done.stderr
+    left = {path.name for path in (small_disk / "runs").glob("tiny/*")}
+    assert left == set()
+
+
+def test_a_multirun_over_the_papers_tasks_needs_no_slurm(tmp_path: Path) -> None:
+    if find_place(load_task("qqp")) is None:
+        pytest.skip("the rows of SST-2, QQP and MNLI can't be had here")
+    overrides = [
+        "-m",
+        "experiment=tiny",
+        "task=sst2,qqp,mnli",
+        "stages=[pretrain]",
+        "pretrain.steps=2",
+        f"cache={tmp_path}",
+    ]
+    done = dilm("train", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.parent.name for path in tmp_path.glob("runs/*/lm-tiny-*")) == ["mnli", "qqp", "sst2"]
 
 
 def test_prefetch_fills_the_cache_and_a_second_run_finds_it(tmp_path: Path) -> None:

@@ -112,8 +112,9 @@ def test_a_trained_artifact_has_its_steps_parameters_and_tags(root: Path, uri: s
 def test_more_steps_than_mlflow_takes_at_once_are_all_there(tmp_path: Path, uri: str) -> None:
     put_artifact(tmp_path / "runs", "lm-tiny-a1", "a1", steps=STEPS)
     bring_in(tmp_path / "runs", uri)
-    points = history(uri, runs(uri)["a1"], "loss")
-    assert points == [(step, step / 2) for step in range(1, STEPS + 1)]
+    run = runs(uri)["a1"]
+    assert history(uri, run, "loss") == [(step, step / 2) for step in range(1, STEPS + 1)]
+    assert history(uri, run, "gradient_norm") == [(step, 1.0) for step in range(1, STEPS + 1)]
 
 
 def test_a_cell_has_its_metrics_parameters_and_tags(root: Path, uri: str) -> None:

@@ -192,6 +192,17 @@ def test_done_cells_are_those_with_a_done_row(tmp_path: Path) -> None:
     assert [key for key in ("k0", "k1", "k2", "k3") if key in done] == ["k0", "k2"]
 
 
+def test_a_row_that_is_half_written_is_seen_when_it_is_whole(tmp_path: Path) -> None:
+    path = put(tmp_path, "a", ROW)
+    done = DoneCells(tmp_path)
+    line = json.dumps(asdict(replace(ROW, key="k1"))) + "\n"
+    for part in (line[:50], line[50:]):
+        assert "k1" not in done
+        with open(path, "a") as stream:
+            stream.write(part)
+    assert "k1" in done
+
+
 def test_a_failed_cell_that_is_done_later_is_done(tmp_path: Path) -> None:
     done = DoneCells(tmp_path)
     put(tmp_path, "a", FAILED)
