@@ -230,7 +230,10 @@ def _git_state() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=20
+                ["git", "--no-optional-locks", "-C", str(repository), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=20,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

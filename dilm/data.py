@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import tarfile
 import zlib
@@ -50,9 +51,13 @@ class TextTable:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over fields, texts and labels, whatever file they came from."""
-        digest = hashlib.sha256("\x1f".join(self.fields).encode())
-        for text, label in zip(self.texts, self.labels, strict=True):
-            digest.update(f"\x1e{int(label)}\x1f{chr(0x1F).join(text)}".encode("utf-8", "surrogatepass"))
+        digest = hashlib.sha256()
+        rows = ([*text, str(int(label))] for text, label in zip(self.texts, self.labels, strict=True))
+        for row in itertools.chain([list(self.fields)], rows):
+            for value in row:
+                encoded = value.encode("utf-8", "surrogatepass")
+                digest.update(b"%d:%b" % (len(encoded), encoded))  # with its length, so that nothing runs together
+            digest.update(b"\n")
         return digest.hexdigest()
 
 

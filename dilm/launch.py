@@ -17,7 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dilm.config import CONF_FOLDER, Config, TaskConfig, attach, typed
+from dilm.checks import typed
+from dilm.config import CONF_FOLDER, Config, TaskConfig, attach
 from dilm.errors import ConfigError, DilmError, DiskFullError, MissingArtifactError, did_you_mean
 from dilm.files import is_disk_full
 

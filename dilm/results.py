@@ -105,12 +105,12 @@ class RowWriter:
 
 
 def read_rows(root: Path) -> list[Row]:
-    """The row that counts of every cell: the first `done` one, else the newest `failed` one. Ordered by key."""
+    """The row that counts of every cell: the newest `done` one, else the newest `failed` one. Ordered by key."""
     paths = sorted(rows_folder(root).glob("rows-*.jsonl"))
     counted: dict[str, Row] = {}
     for row in sorted((row for path in paths for row in _parse(path.read_bytes())), key=lambda row: row.time):
         known = counted.get(row.key)
-        if known is None or known.status == "failed":
+        if known is None or row.status == "done" or known.status == "failed":
             counted[row.key] = row
     return [counted[key] for key in sorted(counted)]
 

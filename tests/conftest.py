@@ -8,7 +8,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from dilm.config import CONF_FOLDER, Config, attach, typed
+from dilm.checks import typed
+from dilm.config import CONF_FOLDER, Config, attach
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
-errors keys files config text convert tiny sources data claims artifacts shards results statistics tracking mlflow_store
+errors keys files config checks text convert tiny sources data claims artifacts shards results statistics tracking mlflow_store
 matching clustering selection metrics
 device batching generator engine learner features streams similarity
 """.split()
@@ -23,7 +23,7 @@ SIDE_BY_SIDE = [
 LEVEL = {name: level for level, name in enumerate(ORDER)} | {
     name: len(ORDER) + level for level, names in enumerate(SIDE_BY_SIDE) for name in names
 }
-NO_TORCH = "errors keys files config text data claims artifacts shards results statistics tracking".split()
+NO_TORCH = "errors keys files config checks text data claims artifacts shards results statistics tracking".split()
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 

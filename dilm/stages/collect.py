@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +93,11 @@ def _distinct_names(group: pd.DataFrame) -> pd.Series:
 
 def _differences(cells: dict[tuple[str, int], pd.DataFrame]) -> dict[tuple[str, str, int], Difference]:
     found = {}
-    for first, second in COMPARISONS:
-        for dpc in sorted({dpc for _, dpc in cells}):
-            if (first, dpc) in cells and (second, dpc) in cells:
-                means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
-                if len(means):
-                    found[first, second, dpc] = paired_difference(means, other_means)
+    for (first, second), dpc in product(COMPARISONS, sorted({dpc for _, dpc in cells})):
+        if (first, dpc) in cells and (second, dpc) in cells:
+            means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
+            if len(means):
+                found[first, second, dpc] = paired_difference(means, other_means)
     return found
 
 

@@ -68,27 +68,23 @@ def run(config: Config) -> Outcome:
         return Outcome(0, len(cells), 0, [])
     datasets = [shards.table.take(np.flatnonzero(shards.dataset == dataset)) for dataset in range(n_datasets)]
     predict = (_frozen if frozen else _finetune)(config, datasets, dev, cache)
-    return _evaluate(config, missing, datasets, dev, predict, done, len(cells) - len(missing))
+
+    def evaluate_one(cell: Row) -> Row:
+        return _evaluate_cell(config, cell, datasets[cell.dataset], dev, predict)
+
+    return _evaluate_all(config, missing, evaluate_one, done, len(cells) - len(missing))
 
 
-def _evaluate(
-    config: Config,
-    cells: list[Row],
-    datasets: list[TextTable],
-    dev: TextTable,
-    predict: Predict,
-    done: DoneCells,
-    found: int,
+def _evaluate_all(
+    config: Config, cells: list[Row], evaluate_one: Callable[[Row], Row], done: DoneCells, found: int
 ) -> Outcome:
     writer = RowWriter(Path(config.root))
     rows: list[Row] = []
     title = f"evaluate {config.method} dpc {config.dpc} {cells[0].model} ({cells[0].evaluator})"
     with progress(len(cells), title) as bar:
         for cell in cells:
-            with claimed_cell(writer.root, cell.key) as won:
-                if won and (config.force or cell.key not in done):  # else another job has it, or has done it meanwhile
-                    rows.append(_evaluate_cell(config, cell, datasets[cell.dataset], dev, predict))
-                    writer.write(rows[-1])
+            row = _claim_and_evaluate(config, cell, evaluate_one, done, writer)
+            rows += [] if row is None else [row]
             bar.update()
     errors = [row.error for row in rows if row.error is not None]
     if errors:
@@ -97,6 +93,18 @@ def _evaluate(
             "the same command evaluates them again."
         )
     return Outcome(len(rows), found, len(cells) - len(rows), [row.value for row in rows if row.value is not None])
+
+
+def _claim_and_evaluate(
+    config: Config, cell: Row, evaluate_one: Callable[[Row], Row], done: DoneCells, writer: RowWriter
+) -> Row | None:
+    """The cell's row, written while its claim is held; None where another job has the cell or has done it meanwhile."""
+    with claimed_cell(writer.root, cell.key) as won:
+        if not won or (cell.key in done and not config.force):
+            return None
+        row = evaluate_one(cell)
+        writer.write(row)
+        return row
 
 
 def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable, predict: Predict) -> Row:

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from dilm.artifacts import Artifact, candidates_artifact, dataset_artifact, generator_artifact, make
 from dilm.config import REAL_METHODS, Config, plain
@@ -21,6 +22,7 @@ from dilm.streams import candidate_rows
 from dilm.tracking import progress
 
 SHARED = -1  # data-set index of candidates that all data sets share
+UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
 def run(config: Config) -> Artifact:
@@ -98,22 +100,28 @@ def _choose_all(config: Config, artifact: Artifact, candidates: ShardTable, cach
     parts = []
     with progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):
-            seed = derive_seed("dataset", config.task.name, config.seed, dataset)
             for label in range(len(config.task.labels)):
-                rows = _candidates_of(config, candidates, dataset, label)
-                rows = _enough(config, candidates.table, rows, label)
-                label_seed = derive_seed("choose", seed, label)
-                if embeddings is not None:
-                    chosen = k_centers(embeddings[rows], config.dpc, label_seed)
-                elif choice == "random":
-                    chosen = random_rows(len(rows), config.dpc, label_seed)
-                else:
-                    chosen = np.arange(config.dpc)
-                cluster = np.arange(config.dpc) if embeddings is not None else SHARED
-                parts.append(candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed, cluster=cluster))
+                parts.append(_choose(config, candidates, embeddings, dataset, label))
             bar.update()
     about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
     write_shards(folder, concatenate(parts), _attributes(config, artifact.key, config.dpc), about)
+
+
+def _choose(
+    config: Config, candidates: ShardTable, embeddings_ND: Tensor | None, dataset: int, label: int
+) -> ShardTable:
+    """The `dpc` texts of one label in one data set."""
+    seed = derive_seed("dataset", config.task.name, config.seed, dataset)
+    rows = _enough(config, candidates.table, _candidates_of(config, candidates, dataset, label), label)
+    cluster: int | np.ndarray = UNKNOWN
+    if embeddings_ND is not None:
+        chosen = k_centers(embeddings_ND[rows], config.dpc, derive_seed("choose", seed, label))
+        cluster = np.arange(config.dpc)
+    elif config.method == "random":
+        chosen = random_rows(len(rows), config.dpc, derive_seed("choose", seed, label))
+    else:
+        chosen = np.arange(config.dpc)
+    return candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed, cluster=cluster)
 
 
 def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import MISSING, OmegaConf
 
-from dilm.config import CHOICES, CONF_FOLDER, Config, LearnerConfig, SourceConfig, attach, check, typed
+from dilm.checks import CHOICES, check, typed
+from dilm.config import CONF_FOLDER, Config, LearnerConfig, SourceConfig, attach
 from dilm.errors import ConfigError
 from dilm.launch import load_task, options_of
 from dilm.sources import source_id
@@ -69,6 +70,7 @@ def test_wrong_types_and_unknown_keys_are_refused(override: str) -> None:
         ("dpc=0", "dpc is 0; it must be at least 1"),
         ("match.temperature=0", "match.temperature is 0.0; it must be greater than 0"),
         ("data.valid_rows=-1", "data.valid_rows is -1; it must not be negative"),
+        ("task.max_length=2", "task.max_length is 2; a text of 1 fields takes at least 3 tokens"),
         ("generate.top_p=1.5", "generate.top_p is 1.5"),
         ("stages=[pretrain,mach]", "stages names 'mach'. Did you mean 'match'"),
         ("evaluate.n_datasets=30", "evaluate.n_datasets is 30, but only n_datasets=20"),

@@ -283,7 +283,7 @@ def test_a_library_that_tells_of_a_full_disk_in_words_alone_is_understood(tmp_pa
 
 
 def test_the_innermost_name_of_a_full_disk_is_the_one_that_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError, match="^the inner one$"), new_folder(tmp_path / "made"):
+    with pytest.raises(DiskFullError, match=r"^the inner one$"), new_folder(tmp_path / "made"):
         raise DiskFullError("the inner one")
 
 

@@ -160,16 +160,16 @@ def test_a_file_is_cut_back_to_its_last_newline(tmp_path: Path, content: bytes, 
 @pytest.mark.parametrize(
     ("rows", "counts"),
     [
-        ([("a", "done", 1.0, "01"), ("a", "done", 2.0, "02")], 1.0),
+        ([("a", "done", 1.0, "01"), ("a", "done", 2.0, "02")], 2.0),
         ([("a", "failed", None, "01"), ("a", "done", 2.0, "02")], 2.0),
         ([("a", "done", 1.0, "01"), ("a", "failed", None, "02")], 1.0),
         ([("a", "failed", None, "01"), ("b", "done", 2.0, "02")], 2.0),
         ([("b", "done", 2.0, "01"), ("a", "failed", None, "02")], 2.0),
-        ([("b", "done", 2.0, "01"), ("a", "done", 1.0, "02")], 2.0),
-        ([("a", "done", 1.0, "02"), ("b", "done", 2.0, "01")], 2.0),
+        ([("b", "done", 2.0, "01"), ("a", "done", 1.0, "02")], 1.0),
+        ([("a", "done", 1.0, "02"), ("b", "done", 2.0, "01")], 1.0),
     ],
 )
-def test_the_first_done_row_of_a_cell_counts(
+def test_the_newest_done_row_of_a_cell_counts(
     tmp_path: Path, rows: list[tuple[str, str, float | None, str]], counts: float
 ) -> None:
     for job, status, value, second in rows:

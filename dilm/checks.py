@@ -1,0 +1,108 @@
+"""From the composed configuration to the typed one, with every value that no stage could work with refused by name."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dilm.config import METHODS, METRICS, POOLINGS, STAGES, Config
+from dilm.errors import ConfigError, did_you_mean
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "evaluator": ("finetune",),
+    "precision": ("bf16", "fp32"),
+    "device": ("auto", "cpu", "cuda"),
+    "tracking": ("jsonl", "mlflow"),
+    "task.metric": METRICS,
+    "learner.pooling": POOLINGS,
+    "learner.embedding": ("cls", "mean", "last"),
+    "match.learner.pooling": POOLINGS,
+    "match.learner.embedding": ("cls", "mean", "last"),
+    "match.nll_average": ("tokens", "padded"),
+    "generate.encoder.embedding": ("cls", "mean", "last"),
+    "generate.pool": ("fresh", "shared"),
+    "generate.selection": ("k_centers", "none"),
+}
+
+AT_LEAST_ONE = (
+    "dpc n_datasets n_seeds threads pretrain.steps pretrain.batch pretrain.log_every match.outer_steps "
+    "match.inner_steps match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
+    "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
+    "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
+    "generate.oversample generate.batch evaluate.steps evaluate.batch evaluate.n_datasets task.max_length "
+    "learner.max_length"
+).split()
+
+POSITIVE = (
+    "pretrain.optimizer.lr match.optimizer.lr match.learner_optimizer.lr evaluate.optimizer.lr evaluate.head_lr "
+    "match.temperature generate.top_p pretrain.optimizer.clip match.optimizer.clip evaluate.optimizer.clip"
+).split()
+
+NOT_NEGATIVE = (
+    "data.valid_rows pretrain.valid_every match.learner_steps match.monitor_every pretrain.optimizer.warmup "
+    "match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup"
+).split()
+
+
+def _lookup(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check(config: Config) -> None:
+    """Refuse values that no stage could work with. Raises ConfigError that names the key."""
+    for key, allowed in CHOICES.items():
+        if (found := _lookup(config, key)) not in allowed:
+            raise ConfigError(f"{key} {found!r} is unknown.{did_you_mean(str(found), allowed)}")
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, STAGES)}")
+    _check_numbers(config)
+    match = config.match
+    if match.learner_schedule < (steps := match.inner_steps * match.learner_steps):
+        raise ConfigError(
+            f"match.learner_schedule is {match.learner_schedule}, but a learner is trained for inner_steps x "
+            f"learner_steps = {steps} steps; raise it to at least that."
+        )
+    if match.monitor_every and not match.monitor_states:
+        raise ConfigError("match.monitor_states is empty; name the learner's steps to measure at, such as [0, 20].")
+    wanted = config.evaluate.n_datasets
+    if wanted is not None and wanted > config.n_datasets:
+        raise ConfigError(
+            f"evaluate.n_datasets is {wanted}, but only n_datasets={config.n_datasets} data sets are made; "
+            "lower the one or raise the other."
+        )
+    if not config.task.fields or len(config.task.labels) < 2:
+        raise ConfigError(
+            f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml."
+        )
+
+
+def _check_numbers(config: Config) -> None:
+    for key in AT_LEAST_ONE:
+        if (found := _lookup(config, key)) is not None and found < 1:
+            raise ConfigError(f"{key} is {found}; it must be at least 1.")
+    for key in POSITIVE:
+        if (found := _lookup(config, key)) <= 0:
+            raise ConfigError(f"{key} is {found}; it must be greater than 0.")
+    for key in NOT_NEGATIVE:
+        if (found := _lookup(config, key)) < 0:
+            raise ConfigError(f"{key} is {found}; it must not be negative.")
+    if config.task.max_length < (shortest := 2 * len(config.task.fields) + 1):
+        raise ConfigError(
+            f"task.max_length is {config.task.max_length}; a text of {len(config.task.fields)} fields takes at least "
+            f"{shortest} tokens, with its control tokens."
+        )
+    if config.generate.top_p > 1:
+        raise ConfigError(f"generate.top_p is {config.generate.top_p}; it is a probability, at most 1.")
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed configuration as dataclasses, checked. Raises ConfigError."""
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, Config):
+        raise ConfigError("the configuration does not start from `schema`; see conf/config.yaml.")
+    check(config)
+    return config
