@@ -4,14 +4,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dilm.config import METHODS, METRICS, POOLINGS, STAGES, Config
+from dilm.config import DEVICES, METHODS, METRICS, POOLINGS, STAGES, Config
 from dilm.errors import ConfigError, did_you_mean
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "evaluator": ("finetune",),
     "precision": ("bf16", "fp32"),
-    "device": ("auto", "cpu", "cuda"),
+    "device": DEVICES,
     "tracking": ("jsonl", "mlflow"),
     "task.metric": METRICS,
     "learner.pooling": POOLINGS,

@@ -14,6 +14,7 @@ CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
 METHODS = ("random", "k_centers", "lm", "dilm")
 REAL_METHODS = ("random", "k_centers")
+DEVICES = ("auto", "cpu", "cuda")
 STAGES = ("pretrain", "match")
 METRICS = ("accuracy", "accuracy_f1")
 POOLINGS = ("model", "mean", "cls")

@@ -20,6 +20,7 @@ from dilm.matching import head_gradients
 from dilm.sources import model_folder
 
 TOKENS_PER_BATCH = 8192  # of forward passes without gradients, padding included
+CPU_TOKENS = 512  # the same with gradients, on a CPU
 
 
 class Learner(nn.Module):
@@ -138,10 +139,16 @@ def forward_all(learner: Learner, tokens: Sequence[Sequence[int]], what: str, pr
 
 def text_loss(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndarray, precision: str) -> Tensor:
     """Mean cross-entropy of a batch of tokenised texts, ready for backward."""
-    ids_BL, mask_BL = pad(tokens, learner.pad_token, learner.device)
-    with autocast(learner.device, precision):
-        logits_BC = learner(ids_BL, mask_BL)
-    return nn.functional.cross_entropy(logits_BC.float(), torch.as_tensor(labels, device=learner.device))
+    on_cpu = learner.device.type == "cpu"  # there padding costs more than several calls do
+    budget = CPU_TOKENS if on_cpu else len(tokens) * max(len(ids) for ids in tokens)
+    sums = []
+    for rows in by_length([len(ids) for ids in tokens], budget):
+        ids_BL, mask_BL = pad([tokens[row] for row in rows], learner.pad_token, learner.device)
+        with autocast(learner.device, precision):
+            logits_BC = learner(ids_BL, mask_BL)
+        targets_B = torch.as_tensor(labels[rows], device=learner.device)
+        sums.append(nn.functional.cross_entropy(logits_BC.float(), targets_B, reduction="sum"))
+    return torch.stack(sums).sum() / len(tokens)
 
 
 @torch.no_grad()

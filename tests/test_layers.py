@@ -11,7 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
-errors keys files config checks text convert tiny sources data claims artifacts shards results statistics tracking mlflow_store
+errors keys files config checks text convert tiny sources data claims artifacts shards results statistics
+tracking mlflow_store
 matching clustering selection metrics
 device batching generator engine learner features streams similarity
 """.split()

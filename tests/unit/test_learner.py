@@ -97,6 +97,18 @@ def test_text_gradients_rows_and_their_means(tiny_cache: Path) -> None:
     assert torch.allclose(label_means(rows, LABELS, 2)[1], (rows[0] + rows[3]) / 2)
 
 
+def test_text_loss_is_the_mean_over_texts_however_they_are_batched(
+    tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = built(tiny_cache, "mean").fresh("x").eval()
+    tokens = learner.tokenize(TEXTS)
+    logits = torch.cat([learner(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)) for ids in tokens])
+    expected = F.cross_entropy(logits, torch.as_tensor(LABELS)).detach()
+    for budget in (1, 16, 10_000):
+        monkeypatch.setattr("dilm.learner.CPU_TOKENS", budget)
+        assert torch.allclose(text_loss(learner, tokens, LABELS, "fp32").detach(), expected, atol=1e-6)
+
+
 def test_pairs_are_tokenised_together_and_cut(tiny_cache: Path) -> None:
     learner = built(tiny_cache)
     (pair,) = learner.tokenize([("first", "second")])
