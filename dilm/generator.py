@@ -22,7 +22,7 @@ from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, parse_text, write_tokens
 
-TOKENS_PER_BATCH = 4096  # of held-out texts, padding included
+CPU_TOKENS = 512  # of a batch on a CPU, padding included: there padding costs more than several calls do
 TOKENS_PER_CHUNK = 1024  # whose logits are made at a time: each takes some ten bytes for every word of the vocabulary
 ATTEMPTS = 8  # draws a token may need until it lies in the nucleus; 8 fail with probability 0.05^8 at top-p 0.95
 
@@ -129,8 +129,34 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int) -> Contro
     return ControlTokens(tuple(bos), sep, int(tokenizer.eos_token_id), pad_id)
 
 
-def token_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL in nats of every real token after the first, flat, and the row that each belongs to.
+def text_nll(
+    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, average: str = "tokens"
+) -> Tensor:
+    """Negative log-likelihood of each text, nll_B in nats a token, ready for backward (paper, equation 2).
+
+    `tokens` divides by the text's own tokens. `padded` divides by the batch's longest, as the authors' code does:
+    a text's weight then depends on its batch mates, and short texts count for more.
+    """
+    sums_B = sum_nll(generator, sequences, precision)
+    lengths_B = torch.tensor([len(sequence) - 1 for sequence in sequences], device=sums_B.device)
+    return sums_B / (lengths_B.max() if average == "padded" else lengths_B)
+
+
+def sum_nll(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> Tensor:
+    """NLL in nats of each sequence's tokens after the first, summed: sums_B. Texts of like length share a batch."""
+    device = generator.device
+    budget = CPU_TOKENS if device.type == "cpu" else len(sequences) * max(map(len, sequences))
+    sums, order = [], []
+    for rows in by_length([len(sequence) for sequence in sequences], budget):
+        ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)
+        with autocast(device, precision):
+            sums.append(_batch_nll(generator.model, ids_BL, mask_BL))
+        order.append(torch.as_tensor(rows, device=device))
+    return torch.cat(sums)[torch.cat(order).argsort()]
+
+
+def _batch_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Summed NLL of each row.
 
     The vocabulary's logits are made at real positions alone, and a few at a time: where gradients are wanted they
     are made again in the backward pass, since keeping them would take more memory than everything else.
@@ -141,24 +167,11 @@ def token_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> tuple[
     head = model.get_output_embeddings()
     chunks = zip(hidden_ND.split(TOKENS_PER_CHUNK), targets_N.split(TOKENS_PER_CHUNK), strict=True)
     nll_N = torch.cat([checkpoint(_chunk_nll, head, *chunk, use_reentrant=False) for chunk in chunks])
-    return nll_N, targets_BL.nonzero()[:, 0]
+    return torch.zeros(len(ids_BL), device=nll_N.device).index_add(0, targets_BL.nonzero()[:, 0], nll_N)
 
 
 def _chunk_nll(head: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(head(hidden_ND).float(), targets_N, reduction="none")
-
-
-def sequence_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, average: str = "tokens") -> Tensor:
-    """Negative log-likelihood of each text, nll_B in nats a token (paper, equation 2).
-
-    `tokens` divides by the text's own tokens. `padded` divides by the batch's longest, as the authors' code does:
-    a text's weight then depends on its batch mates, and short texts count for more.
-    """
-    nll_N, rows_N = token_nll(model, ids_BL, mask_BL)
-    sums_B = torch.zeros(len(ids_BL), device=nll_N.device).index_add(0, rows_N, nll_N)
-    if average == "padded":
-        return sums_B / (ids_BL.shape[1] - 1)
-    return sums_B / (mask_BL.sum(1) - 1)
 
 
 def nucleus_draw(logits_BV: Tensor, uniforms_BA: Tensor, top_p: float) -> Tensor:
@@ -250,17 +263,10 @@ class Writer:
 
 
 @torch.inference_mode()
-def mean_token_nll(generator: Generator, sequences: list[list[int]], precision: str) -> float:
+def mean_token_nll(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> float:
     """Mean NLL in nats over all tokens of the sequences, in eval mode: the held-out score of pre-training."""
-    model, device = generator.model, generator.device
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for rows in by_length([len(sequence) for sequence in sequences], TOKENS_PER_BATCH):
-        ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)
-        with autocast(device, precision):
-            nll_N, _ = token_nll(model, ids_BL, mask_BL)
-        total += float(nll_N.sum())
-        count += len(nll_N)
-    model.train(was_training)
-    return total / count
+    was_training = generator.model.training
+    generator.model.eval()
+    total = float(sum_nll(generator, sequences, precision).sum())
+    generator.model.train(was_training)
+    return total / sum(len(sequence) - 1 for sequence in sequences)

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from dilm.artifacts import Artifact, make, match_artifact, pretrain_artifact
-from dilm.batching import pad
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
-from dilm.device import autocast, pick_device, seeded
+from dilm.device import pick_device, seeded
 from dilm.engine import TorchEngine
 from dilm.errors import DataError
 from dilm.features import FeatureStore
-from dilm.generator import load_generator, sequence_nll
+from dilm.generator import load_generator, text_nll
 from dilm.keys import derive_seed
 from dilm.learner import build_learner, label_means, text_gradients, text_loss
 from dilm.matching import generation_weights, matching_loss
@@ -97,10 +96,8 @@ class Matching:
         tokens = [pool[label].tokens[index] for label, rows in drawn for index in rows]
         labels_B = np.repeat([label for label, _ in drawn], [len(rows) for _, rows in drawn])
         synthetic_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
-        ids_BL, mask_BL = pad(sequences, self.generator.control.pad, self.device)
         with seeded(derive_seed("match dropout", *self.names, step), self.device):
-            with autocast(self.device, self.config.precision):
-                nll_B = sequence_nll(self.generator.model, ids_BL, mask_BL, self.settings.nll_average)
+            nll_B = text_nll(self.generator, sequences, self.config.precision, self.settings.nll_average)
             losses, texts = [], []
             for label in range(self.n_labels):
                 rows = np.flatnonzero(labels_B == label)

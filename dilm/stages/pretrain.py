@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from dilm.artifacts import Artifact, make, pretrain_artifact
-from dilm.batching import pad
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
-from dilm.device import autocast, pick_device, seeded
+from dilm.device import pick_device, seeded
 from dilm.engine import TorchEngine
 from dilm.errors import DataError
-from dilm.generator import Generator, build_generator, mean_token_nll, token_nll
+from dilm.generator import Generator, build_generator, mean_token_nll, sum_nll
 from dilm.keys import derive_seed
 from dilm.sources import cache_folder, model_folder
 from dilm.tracking import Tracker, progress
@@ -56,11 +55,8 @@ def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) 
 
 def _step(generator: Generator, engine: TorchEngine, sequences: list[list[int]], precision: str) -> tuple[float, float]:
     """One update: the token-averaged NLL before it, and the gradient's norm."""
-    device = generator.device
-    ids_BL, mask_BL = pad(sequences, generator.control.pad, device)
-    with autocast(device, precision):
-        nll_N, _ = token_nll(generator.model, ids_BL, mask_BL)
-    loss = nll_N.mean()
+    n_tokens = sum(len(sequence) - 1 for sequence in sequences)
+    loss = sum_nll(generator, sequences, precision).sum() / n_tokens
     norm = engine.step(loss)
     return float(loss.detach()), norm
 

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from dilm.batching import pad
 from dilm.config import SourceConfig
 from dilm.data import table
 from dilm.generator import (
@@ -20,12 +19,10 @@ from dilm.generator import (
     load_generator,
     mean_token_nll,
     nucleus_draw,
-    sequence_nll,
+    text_nll,
     text_uniforms,
 )
 from dilm.sources import model_folder
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -71,29 +68,41 @@ def _split(ids: list[int], sep: int) -> list[list[int]]:
     return [ids[:place], ids[place + 1 :]]
 
 
-def test_nll_is_that_of_the_model_and_independent_of_batch_mates(generator: Generator) -> None:
-    sequences = rows(generator, ("good", "film"), ("a much longer sentence", "with another one"), ("b", "c"))
-    together = sequence_nll(generator.model, *pad(sequences, generator.control.pad, CPU))
-    for sequence, value in zip(sequences, together, strict=True):
-        alone = sequence_nll(generator.model, *pad([sequence], generator.control.pad, CPU))
-        assert float(alone) == pytest.approx(float(value), abs=1e-5)
-        logits = generator.model(torch.tensor([sequence])).logits[0, :-1]
-        assert float(value) == pytest.approx(float(F.cross_entropy(logits, torch.tensor(sequence[1:]))), abs=1e-5)
+def test_nll_is_that_of_the_model_and_independent_of_batch_mates(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences = rows(generator, ("b", "c"), ("a much longer sentence", "with another one"), ("good", "film"))
+    for budget in (1, 20, 10_000):
+        monkeypatch.setattr("dilm.generator.CPU_TOKENS", budget)
+        together = text_nll(generator, sequences, "fp32")
+        for sequence, value in zip(sequences, together, strict=True):
+            logits = generator.model(torch.tensor([sequence])).logits[0, :-1]
+            assert float(value) == pytest.approx(float(F.cross_entropy(logits, torch.tensor(sequence[1:]))), abs=1e-5)
+
+
+def test_nll_can_be_differentiated_in_chunks(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = rows(generator, ("good", "film"), ("a much longer sentence", "with another one"))
+    weight = generator.model.get_input_embeddings().weight
+    gradients = []
+    for budget, chunk in ((10_000, 10_000), (1, 3)):
+        monkeypatch.setattr("dilm.generator.CPU_TOKENS", budget)
+        monkeypatch.setattr("dilm.generator.TOKENS_PER_CHUNK", chunk)
+        with torch.enable_grad():
+            gradients.append(torch.autograd.grad(text_nll(generator, sequences, "fp32").sum(), weight)[0])
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert gradients[0].abs().max() > 1e-3
 
 
 def test_padded_average_depends_on_batch_mates_as_in_the_authors_code(generator: Generator) -> None:
     short, long = rows(generator, ("b", "c"), ("a much longer sentence", "with another one"))
-    alone = sequence_nll(generator.model, *pad([short], generator.control.pad, CPU), average="padded")
-    together = sequence_nll(generator.model, *pad([short, long], generator.control.pad, CPU), average="padded")
-    assert float(together[0]) == pytest.approx(float(alone) * (len(short) - 1) / (len(long) - 1), rel=1e-4)
+    alone = text_nll(generator, [short], "fp32", average="padded")
+    together = text_nll(generator, [short, long], "fp32", average="padded")
+    assert float(together[0]) == pytest.approx(float(alone[0]) * (len(short) - 1) / (len(long) - 1), rel=1e-4)
 
 
 def test_mean_token_nll_weighs_every_token_alike(generator: Generator) -> None:
     sequences = rows(generator, ("good", "film"), ("a much longer sentence", "with another one"), ("b", "c"))
-    sums = [
-        float(sequence_nll(generator.model, *pad([sequence], generator.control.pad, CPU))) * (len(sequence) - 1)
-        for sequence in sequences
-    ]
+    sums = [float(text_nll(generator, [sequence], "fp32")[0]) * (len(sequence) - 1) for sequence in sequences]
     expected = sum(sums) / sum(len(sequence) - 1 for sequence in sequences)
     assert mean_token_nll(generator, sequences, precision="fp32") == pytest.approx(expected, abs=1e-5)
 
@@ -134,7 +143,7 @@ def test_written_nll_is_the_sequences(generator: Generator) -> None:
     written = Writer(generator, "fp32").write(0, range(20), ("nll",), 0.95, 20)
     for tokens, value in zip(written.tokens, written.nll, strict=True):
         sequence = [generator.control.bos[0], *tokens]
-        expected = sequence_nll(generator.model, *pad([sequence], generator.control.pad, CPU))
+        expected = text_nll(generator, [sequence], "fp32")[0]
         assert float(value) == pytest.approx(float(expected), abs=1e-4)
         assert len(sequence) <= generator.max_length
 
