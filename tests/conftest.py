@@ -1,7 +1,9 @@
 """Fixtures: the tiny configuration, and models built in code once a run."""
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from dilm.config import CONF_FOLDER, Config, attach
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 torch.set_num_threads(1)
+
+DISK_BYTES = 65_536
 
 Compose = Callable[..., Config]
 
@@ -35,3 +39,17 @@ def tiny(tmp_path: Path, tiny_cache: Path) -> Compose:
             return typed(compose("config", [*fixed, *overrides]))
 
     return composed
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -320,23 +320,6 @@ def test_a_claimed_cell_is_held_for_the_block(tmp_path: Path) -> None:
 # Full disks
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode != 0:
-        pytest.skip("this user may not mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("length", [300, 3_000, 5_000, 20_000])
 def test_a_full_disk_leaves_the_rows_as_they_were(tiny_disk: Path, length: int) -> None:
     """Also where a part of the row still found room."""
