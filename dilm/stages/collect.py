@@ -210,11 +210,11 @@ def _save(figure: "matplotlib.figure.Figure", path: Path) -> None:  # type: igno
 
 
 def _plot_scores(table: Table, path: Path) -> None:
-    """Bars by method and size with the interval over data sets."""
+    """Means by method and size, with the interval over data sets."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    width = 0.8 / len(table.methods)
+    width = 0.6 / len(table.methods)
     for number, method in enumerate(table.methods):
         found = [(place, table.summaries.get((method, dpc))) for place, dpc in enumerate(table.sizes)]
         shown = [(place, summary) for place, summary in found if summary is not None]
@@ -223,14 +223,14 @@ def _plot_scores(table: Table, path: Path) -> None:
         ends = [[summary.low for _, summary in shown], [summary.high for _, summary in shown]]
         # Where data sets have unequal numbers of models, the mean over models may lie outside.
         errors = np.nan_to_num(np.maximum([means - ends[0], ends[1] - means], 0))
-        axes.bar(places, means, width * 0.9, yerr=errors, capsize=3, label=method)
-    lowest = min(summary.mean for summary in table.summaries.values())
-    axes.set_ylim(max(0.0, math.floor(lowest / 5) * 5 - 5))
+        axes.errorbar(places, means, yerr=errors, fmt="o", capsize=4, label=method)
+    axes.set_xlim(-0.6, len(table.sizes) - 0.4)
+    axes.grid(axis="y", alpha=0.3)
     axes.set_xticks(range(len(table.sizes)), [str(dpc) for dpc in table.sizes])
     axes.set_xlabel("texts a class (dpc)")
     axes.set_ylabel(f"{table.metric} (%)")
     axes.set_title(table.title)
-    axes.legend(frameon=False, ncols=2)
+    axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     _save(figure, path)
 
 
@@ -238,7 +238,7 @@ def _plot_matching(records: pd.DataFrame, folder: Path, path: Path) -> None:
     """The matching loss, and the gradient similarity of fresh texts at fixed learner states, over updates."""
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), layout="constrained")
     losses = records.dropna(subset=["loss"])
     left.plot(losses["step"], losses["loss"], color="0.75", linewidth=0.8, label="every update")
     smooth = losses["loss"].rolling(max(1, len(losses) // 10), min_periods=1).mean()
@@ -251,7 +251,7 @@ def _plot_matching(records: pd.DataFrame, folder: Path, path: Path) -> None:
             right.plot(fresh["step"], fresh[column], linewidth=0.8, marker=".", alpha=0.6, label=label)
         right.plot(fresh["step"], fresh["fresh_similarity"], marker="o", color="black", label="mean")
         right.axhline(float(fresh["real_similarity"].iloc[-1]), linestyle="--", color="0.5", label="as many real texts")
-    right.set_title("gradient similarity of freshly written texts, equal weights")
+    right.set_title("gradient similarity of freshly written texts")
     for axes in (left, right):
         axes.set_xlabel("generator update")
         if axes.has_data():
