@@ -85,10 +85,11 @@ def learner_science(learner: LearnerConfig) -> dict[str, Any]:
 
 def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
     """The generator after language-model training (method `lm`)."""
+    generator = config.generator
     science = {
         "task": task_science(config),
         "data": data_hash,
-        "generator": source_id(config.generator.source),
+        "generator": source_id(config.generator.source) | {"prefix": generator.prefix, "bos_init": generator.bos_init},
         "pretrain": _without(plain(config.pretrain), "log_every", "valid_every"),
         "precision": config.precision,
         "seed": config.seed,

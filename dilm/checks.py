@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "device": DEVICES,
     "tracking": ("jsonl", "mlflow"),
     "task.metric": METRICS,
+    "generator.bos_init": ("bos", "label"),
     "learner.pooling": POOLINGS,
     "learner.embedding": ("cls", "mean", "last"),
     "match.learner.pooling": POOLINGS,
@@ -90,7 +91,7 @@ def _check_numbers(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if (found := _lookup(config, key)) < 0:
             raise ConfigError(f"{key} is {found}; it must not be negative.")
-    if config.task.max_length < (shortest := 2 * len(config.task.fields) + 1):
+    if config.task.max_length < (shortest := 2 * len(config.task.fields) + 1 + config.generator.prefix):
         raise ConfigError(
             f"task.max_length is {config.task.max_length}; a text of {len(config.task.fields)} fields takes at least "
             f"{shortest} tokens, with its control tokens."

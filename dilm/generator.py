@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from dilm.batching import by_length, pad
+from dilm.config import GeneratorConfig, TaskConfig
 from dilm.data import TextTable
 from dilm.device import attention, autocast
 from dilm.errors import ConfigError
@@ -76,43 +77,43 @@ class Generator:
 CPU = torch.device("cpu")
 
 
-def build_generator(
-    folder: Path, n_labels: int, n_fields: int, max_length: int, device: torch.device = CPU
-) -> Generator:
-    """A pretrained model with the task's control tokens added.
+def build_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, device: torch.device = CPU) -> Generator:
+    """A pretrained model with the task's control tokens added. Raises ConfigError.
 
     Each `<bos_y>` starts from the embedding of the model's own bos token, so that all classes start from the model's
-    idea of a beginning; `<sep>` starts from its eos token, and `<pad>`, never attended to, from the mean.
+    idea of a beginning, or with `bos_init=label` from the mean embedding of the label's name. `<sep>` starts from its
+    eos token, and `<pad>`, never attended to, from the mean.
     """
     tokenizer, model = _load(folder, device)
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
+    if positions is not None and task.max_length > positions:
         raise ConfigError(
-            f"task.max_length is {max_length}, but the generator has only {positions} positions; lower it."
+            f"task.max_length is {task.max_length}, but the generator has only {positions} positions; lower it."
         )
-    names = [*(bos_token(label) for label in range(n_labels)), SEP_TOKEN, PAD_TOKEN]
+    names = [*(bos_token(label) for label in range(len(task.labels))), SEP_TOKEN, PAD_TOKEN]
     tokenizer.add_special_tokens({"additional_special_tokens": names[:-1], "pad_token": PAD_TOKEN})
-    old_bos, old_eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     old_size = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    control = _control_tokens(tokenizer, n_labels)
-    start = {**dict.fromkeys(control.bos, old_bos), control.sep: old_eos}
+    control = _control_tokens(tokenizer, len(task.labels), config.prefix)
+    start = {bos: [tokenizer.bos_token_id] for bos in control.bos}
+    if config.bos_init == "label":
+        words = [f" {label.replace('_', ' ')}" for label in task.labels]
+        start = dict(zip(control.bos, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True))
     with torch.no_grad():
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):  # often one and the same
             weight = embedding.weight
             weight[control.pad] = weight[:old_size].mean(0)
-            for new, old in start.items():
-                weight[new] = weight[old]
+            for new, old in {**start, control.sep: [tokenizer.eos_token_id]}.items():
+                weight[new] = weight[old].mean(0)
     model.config.pad_token_id = model.generation_config.pad_token_id = control.pad
-    return Generator(model, tokenizer, control, n_fields, max_length)
+    return Generator(model, tokenizer, control, len(task.fields), task.max_length)
 
 
-def load_generator(
-    folder: Path, n_labels: int, n_fields: int, max_length: int, device: torch.device = CPU
-) -> Generator:
+def load_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, device: torch.device = CPU) -> Generator:
     """A generator that a stage saved."""
     tokenizer, model = _load(folder, device)
-    return Generator(model, tokenizer, _control_tokens(tokenizer, n_labels), n_fields, max_length)
+    control = _control_tokens(tokenizer, len(task.labels), config.prefix)
+    return Generator(model, tokenizer, control, len(task.fields), task.max_length)
 
 
 def _load(folder: Path, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -123,10 +124,11 @@ def _load(folder: Path, device: torch.device) -> tuple[PreTrainedTokenizerBase, 
     return tokenizer, model.to(device)
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int) -> ControlTokens:
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, n_labels: int, prefix: bool) -> ControlTokens:
     names = [*(bos_token(label) for label in range(n_labels)), SEP_TOKEN, PAD_TOKEN]
     *bos, sep, pad_id = (int(token) for token in tokenizer.convert_tokens_to_ids(names))
-    return ControlTokens(tuple(bos), sep, int(tokenizer.eos_token_id), pad_id)
+    before = (int(tokenizer.bos_token_id),) if prefix else ()
+    return ControlTokens(tuple(bos), sep, int(tokenizer.eos_token_id), pad_id, before)
 
 
 def text_nll(
@@ -138,32 +140,33 @@ def text_nll(
     a text's weight then depends on its batch mates, and short texts count for more.
     """
     sums_B = sum_nll(generator, sequences, precision)
-    lengths_B = torch.tensor([len(sequence) - 1 for sequence in sequences], device=sums_B.device)
+    given = generator.control.prompt_length
+    lengths_B = torch.tensor([len(sequence) - given for sequence in sequences], device=sums_B.device)
     return sums_B / (lengths_B.max() if average == "padded" else lengths_B)
 
 
 def sum_nll(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> Tensor:
-    """NLL in nats of each sequence's tokens after the first, summed: sums_B. Texts of like length share a batch."""
+    """NLL in nats of each sequence's tokens after its prompt, summed: sums_B. Texts of like length share a batch."""
     device = generator.device
     budget = CPU_TOKENS if device.type == "cpu" else len(sequences) * max(map(len, sequences))
     sums, order = [], []
     for rows in by_length([len(sequence) for sequence in sequences], budget):
         ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)
         with autocast(device, precision):
-            sums.append(_batch_nll(generator.model, ids_BL, mask_BL))
+            sums.append(_batch_nll(generator.model, ids_BL, mask_BL, generator.control.prompt_length))
         order.append(torch.as_tensor(rows, device=device))
     return torch.cat(sums)[torch.cat(order).argsort()]
 
 
-def _batch_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """Summed NLL of each row.
+def _batch_nll(model: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor, given: int) -> Tensor:
+    """Summed NLL of each row's tokens after the first `given`.
 
     The vocabulary's logits are made at real positions alone, and a few at a time: where gradients are wanted they
     are made again in the backward pass, since keeping them would take more memory than everything else.
     """
     hidden_BLD = model.base_model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-    targets_BL = mask_BL[:, 1:].bool()
-    hidden_ND, targets_N = hidden_BLD[:, :-1][targets_BL], ids_BL[:, 1:][targets_BL]
+    targets_BL = mask_BL[:, given:].bool()
+    hidden_ND, targets_N = hidden_BLD[:, given - 1 : -1][targets_BL], ids_BL[:, given:][targets_BL]
     head = model.get_output_embeddings()
     chunks = zip(hidden_ND.split(TOKENS_PER_CHUNK), targets_N.split(TOKENS_PER_CHUNK), strict=True)
     nll_N = torch.cat([checkpoint(_chunk_nll, head, *chunk, use_reentrant=False) for chunk in chunks])
@@ -204,9 +207,9 @@ def text_uniforms(seed: int, indices: Sequence[int], length: int) -> Tensor:
 
 @torch.inference_mode()
 def _write_batch(
-    model: PreTrainedModel, start: int, eos: int, uniforms_BLA: Tensor, top_p: float
+    model: PreTrainedModel, prompt: list[int], eos: int, uniforms_BLA: Tensor, top_p: float
 ) -> list[tuple[list[int], float]]:
-    """Continue `start` for every row until `<eos>` or the uniforms end; tokens and mean NLL in nats.
+    """Continue the prompt for every row until `<eos>` or the uniforms end; tokens and mean NLL in nats.
 
     Rows that have ended leave the batch, so that the last long text doesn't cost the whole batch.
     """
@@ -214,13 +217,13 @@ def _write_batch(
     device = model.device
     uniforms_BLA = uniforms_BLA.to(device)
     alive = torch.arange(n, device=device)
-    current_B1 = torch.full((n, 1), start, device=device)
+    current_BL = torch.tensor([prompt], device=device).expand(n, -1)  # the prompt, then a token at a time
     tokens_BL = torch.full((n, length), eos, device=device)
     lengths_B = torch.full((n,), length, device=device)
     sums_B = torch.zeros(n, device=device)
     cache = DynamicCache(config=model.config)
     for position in range(length):
-        logits_BV = model(input_ids=current_B1, cache=cache, use_cache=True).logits[:, -1].float()
+        logits_BV = model(input_ids=current_BL, cache=cache, use_cache=True).logits[:, -1].float()
         drawn_B = nucleus_draw(logits_BV, uniforms_BLA[alive, position], top_p)
         sums_B[alive] += F.cross_entropy(logits_BV, drawn_B, reduction="none")
         tokens_BL[alive, position] = drawn_B
@@ -230,7 +233,7 @@ def _write_batch(
             break
         if not going_B.all():
             cache.batch_select_indices(going_B.nonzero()[:, 0])
-        alive, current_B1 = alive[going_B], drawn_B[going_B, None]
+        alive, current_BL = alive[going_B], drawn_B[going_B, None]
     means = (sums_B / lengths_B).tolist()
     return [(row[:size], mean) for row, size, mean in zip(tokens_BL.tolist(), lengths_B.tolist(), means, strict=True)]
 
@@ -252,21 +255,37 @@ class Writer:
         A text is determined by the weights, `names` (which seed it), its label and its index; the batch it was
         written in changes it through rounding alone.
         """
-        generator = self.generator
+        generator, control = self.generator, self.generator.control
         seed = derive_seed(*names, label)
         done: list[tuple[list[int], float]] = []
         for start in range(0, len(indices), batch):
-            uniforms = text_uniforms(seed, indices[start : start + batch], generator.max_length - 1)
-            done += _write_batch(self.model, generator.control.bos[label], generator.control.eos, uniforms, top_p)
-        texts = [parse_text(ids, generator.n_fields, generator.control, generator.decode) for ids, _ in done]
+            uniforms = text_uniforms(seed, indices[start : start + batch], generator.max_length - control.prompt_length)
+            done += _write_batch(self.model, control.prompt(label), control.eos, uniforms, top_p)
+        texts = [parse_text(ids, generator.n_fields, control, generator.decode) for ids, _ in done]
         return Written(texts, [ids for ids, _ in done], np.array([nll for _, nll in done], dtype=np.float32))
 
 
 @torch.inference_mode()
-def mean_token_nll(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> float:
-    """Mean NLL in nats over all tokens of the sequences, in eval mode: the held-out score of pre-training."""
-    was_training = generator.model.training
-    generator.model.eval()
-    total = float(sum_nll(generator, sequences, precision).sum())
-    generator.model.train(was_training)
-    return total / sum(len(sequence) - 1 for sequence in sequences)
+def held_out_scores(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> tuple[float, float]:
+    """How well pre-training went, on texts it has not seen, in eval mode.
+
+    Returns the mean NLL in nats over all tokens, and the share of texts that are likelier under their own `<bos_y>`
+    than under any other: whether the generator heeds the label at all, which the NLL hardly shows.
+    """
+    model, control = generator.model, generator.control
+    was_training = model.training
+    model.eval()
+    given = control.prompt_length
+    texts = [sequence[given:] for sequence in sequences]
+    sums_NC = torch.stack(
+        [
+            sum_nll(generator, [[*control.prompt(label), *text] for text in texts], precision)
+            for label in range(len(control.bos))
+        ],
+        dim=1,
+    )
+    model.train(was_training)
+    labels_N = torch.tensor([control.bos.index(sequence[given - 1]) for sequence in sequences], device=sums_NC.device)
+    own_N = sums_NC.gather(1, labels_N[:, None])
+    n_tokens = sum(map(len, texts))
+    return float(own_N.sum()) / n_tokens, float((sums_NC.argmin(1) == labels_N).float().mean())

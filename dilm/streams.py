@@ -102,7 +102,7 @@ def synthetic_pool(
                 f"match.synthetic_dpc={config.synthetic_dpc} are needed. Train longer (pretrain.steps), or raise "
                 "match.pool_dpc or task.max_length."
             )
-        sequences = [[generator.control.bos[label], *written.tokens[index]] for index in good]
+        sequences = [[*generator.control.prompt(label), *written.tokens[index]] for index in good]
         tokens = learner.tokenize(texts)
         embeddings_ND = forward_all(learner, tokens, "embed", writing.precision) if config.diverse else None
         batches = _mini_batches(

@@ -16,11 +16,21 @@ class ControlTokens:
     sep: int
     eos: int
     pad: int
+    prefix: tuple[int, ...] = ()  # what stands before `<bos_y>`, if anything
 
     @property
     def all(self) -> frozenset[int]:
         """Every control token's id."""
-        return frozenset((*self.bos, self.sep, self.eos, self.pad))
+        return frozenset((*self.bos, *self.prefix, self.sep, self.eos, self.pad))
+
+    def prompt(self, label: int) -> list[int]:
+        """What the generator continues to write a text of class `label`."""
+        return [*self.prefix, self.bos[label]]
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt: they are given, and no likelihood counts them."""
+        return len(self.prefix) + 1
 
 
 def bos_token(label: int) -> str:
@@ -38,10 +48,10 @@ def write_tokens(fields: Sequence[Sequence[int]], label: int, control: ControlTo
     Too long a text loses the end of its longest field, a token at a time, so that every field and `<eos>` survive.
     """
     lengths = [len(ids) for ids in fields]
-    excess = sum(lengths) + len(lengths) + 1 - max_length
+    excess = sum(lengths) + len(lengths) + control.prompt_length - max_length
     for _ in range(max(excess, 0)):
         lengths[lengths.index(max(lengths))] -= 1
-    sequence = [control.bos[label]]
+    sequence = control.prompt(label)
     for position, (ids, length) in enumerate(zip(fields, lengths, strict=True)):
         sequence += [control.sep] if position else []
         sequence += ids[:length]

@@ -58,7 +58,7 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: 
     """All well-formed texts of every label, with their NLL; `seed` is the text's index, which seeds its tokens."""
     settings, task = config.generate, config.task
     device = pick_device(config.device, config.threads)
-    generator = load_generator(parent, len(task.labels), len(task.fields), task.max_length, device)
+    generator = load_generator(parent, config.generator, task, device)
     writer = Writer(generator, config.precision)
     shared = settings.pool == "shared"
     datasets = [SHARED] if shared else range(config.n_datasets)

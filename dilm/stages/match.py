@@ -48,7 +48,7 @@ class Matching:
         task = config.task
         self.n_labels = len(task.labels)
         parent = pretrain_artifact(config, corpus.content_hash).require()
-        self.generator = load_generator(parent, self.n_labels, len(task.fields), task.max_length, self.device)
+        self.generator = load_generator(parent, config.generator, task, self.device)
         store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
         sets = teacher_sets(corpus.train, self.settings, store, self.names)
         self.real = real_batches(sets, self.settings.real_dpc, self.names)

@@ -11,7 +11,7 @@ from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device, seeded
 from dilm.engine import TorchEngine
 from dilm.errors import DataError
-from dilm.generator import Generator, build_generator, mean_token_nll, sum_nll
+from dilm.generator import Generator, build_generator, held_out_scores, sum_nll
 from dilm.keys import derive_seed
 from dilm.sources import cache_folder, model_folder
 from dilm.tracking import Tracker, progress
@@ -30,7 +30,7 @@ def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) 
     settings, task = config.pretrain, config.task
     device = pick_device(config.device, config.threads)
     source = model_folder(config.generator.name, config.generator.source, cache)
-    generator = build_generator(source, len(task.labels), len(task.fields), task.max_length, device)
+    generator = build_generator(source, config.generator, task, device)
     sequences, held_out = generator.encode(corpus.train), generator.encode(corpus.valid)
     engine = TorchEngine(generator.model, settings.optimizer, settings.steps)
     batches = plain_batches(
@@ -55,7 +55,7 @@ def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) 
 
 def _step(generator: Generator, engine: TorchEngine, sequences: list[list[int]], precision: str) -> tuple[float, float]:
     """One update: the token-averaged NLL before it, and the gradient's norm."""
-    n_tokens = sum(len(sequence) - 1 for sequence in sequences)
+    n_tokens = sum(len(sequence) - generator.control.prompt_length for sequence in sequences)
     loss = sum_nll(generator, sequences, precision).sum() / n_tokens
     norm = engine.step(loss)
     return float(loss.detach()), norm
@@ -63,5 +63,5 @@ def _step(generator: Generator, engine: TorchEngine, sequences: list[list[int]],
 
 def _validate(generator: Generator, held_out: list[list[int]], config: Config, tracker: Tracker, step: int) -> None:
     if held_out:
-        nll = mean_token_nll(generator, held_out, config.precision)
-        tracker.log(step, valid_nll=nll)
+        nll, accuracy = held_out_scores(generator, held_out, config.precision)
+        tracker.log(step, valid_nll=nll, valid_label_accuracy=accuracy)

@@ -10,25 +10,28 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from dilm.config import SourceConfig
+from dilm.config import GeneratorConfig, SourceConfig, TaskConfig
 from dilm.data import table
+from dilm.errors import ConfigError
 from dilm.generator import (
     Generator,
     Writer,
     build_generator,
+    held_out_scores,
     load_generator,
-    mean_token_nll,
     nucleus_draw,
     text_nll,
     text_uniforms,
 )
 from dilm.sources import model_folder
 
+TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max_length=24)
+
 
 @pytest.fixture(scope="module")
 def generator(tiny_cache: Path) -> Generator:
     folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
-    built = build_generator(folder, n_labels=2, n_fields=2, max_length=24)
+    built = build_generator(folder, GeneratorConfig("tiny"), TASK)
     built.model.eval()
     return built
 
@@ -100,11 +103,26 @@ def test_padded_average_depends_on_batch_mates_as_in_the_authors_code(generator:
     assert float(together[0]) == pytest.approx(float(alone[0]) * (len(short) - 1) / (len(long) - 1), rel=1e-4)
 
 
-def test_mean_token_nll_weighs_every_token_alike(generator: Generator) -> None:
-    sequences = rows(generator, ("good", "film"), ("a much longer sentence", "with another one"), ("b", "c"))
+def test_held_out_scores_are_over_tokens_and_over_texts(generator: Generator) -> None:
+    texts = [("good", "film"), ("a much longer sentence", "with another one"), ("b", "c"), ("x y", "z")]
+    sequences = generator.encode(table(["a", "b"], texts, [0, 1, 1, 0]))
+    nll, accuracy = held_out_scores(generator, sequences, "fp32")
     sums = [float(text_nll(generator, [sequence], "fp32")[0]) * (len(sequence) - 1) for sequence in sequences]
-    expected = sum(sums) / sum(len(sequence) - 1 for sequence in sequences)
-    assert mean_token_nll(generator, sequences, precision="fp32") == pytest.approx(expected, abs=1e-5)
+    assert nll == pytest.approx(sum(sums) / sum(len(sequence) - 1 for sequence in sequences), abs=1e-5)
+    assert accuracy == 0.5  # untrained, both <bos_y> are alike, and ties go to the first
+
+    weight = generator.model.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    weight[generator.control.bos[1]] += torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
+    expected = np.mean(
+        [
+            min((0, 1), key=lambda y: float(text_nll(generator, [[generator.control.bos[y], *rest]], "fp32")[0]))
+            == label
+            for (_, *rest), label in zip(sequences, [0, 1, 1, 0], strict=True)
+        ]
+    )
+    assert held_out_scores(generator, sequences, "fp32")[1] == pytest.approx(expected)
+    weight.copy_(kept)
 
 
 def test_nucleus_draw_follows_the_truncated_distribution() -> None:
@@ -151,7 +169,7 @@ def test_written_nll_is_the_sequences(generator: Generator) -> None:
 def test_a_saved_generator_loads_with_plain_transformers(generator: Generator, tmp_path: Path) -> None:
     generator.save(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
-    again = load_generator(tmp_path, 2, 2, 24)
+    again = load_generator(tmp_path, GeneratorConfig("tiny"), TASK)
     ids = torch.tensor(rows(generator, ("good", "film")))
     assert again.control == generator.control
     for model in (plain, again.model):
@@ -170,3 +188,36 @@ def test_writer_keeps_its_weights_while_the_generator_trains(generator: Generato
     with torch.no_grad():
         embedding.copy_(kept)
     assert np.isfinite(Writer(generator, "bf16").write(0, range(5), ("copy",), 0.95, 5).nll).all()
+
+
+def test_a_prefix_stands_before_every_text_and_counts_nowhere(generator: Generator, tiny_cache: Path) -> None:
+    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
+    prefixed = build_generator(folder, GeneratorConfig("tiny", prefix=True), TASK)
+    prefixed.model.eval()
+    first = prefixed.tokenizer.bos_token_id
+    assert [prefixed.control.prompt(label) for label in (0, 1)] == [[first, bos] for bos in prefixed.control.bos]
+    (sequence,) = rows(prefixed, ("good", "film"))
+    assert sequence[:2] == prefixed.control.prompt(0)
+    logits = prefixed.model(torch.tensor([sequence])).logits[0, 1:-1]
+    expected = F.cross_entropy(logits, torch.tensor(sequence[2:]))
+    assert float(text_nll(prefixed, [sequence], "fp32")[0]) == pytest.approx(float(expected), abs=1e-5)
+    written = Writer(prefixed, "fp32").write(0, range(20), ("prefix",), 0.95, 20)
+    for tokens, value in zip(written.tokens, written.nll, strict=True):
+        whole = [*prefixed.control.prompt(0), *tokens]
+        assert len(whole) <= prefixed.max_length
+        assert float(value) == pytest.approx(float(text_nll(prefixed, [whole], "fp32")[0]), abs=1e-4)
+
+
+def test_bos_can_start_from_the_labels_name(tiny_cache: Path) -> None:
+    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
+    named = build_generator(folder, GeneratorConfig("tiny", bos_init="label"), TASK)
+    weight = named.model.get_input_embeddings().weight
+    for bos, words in zip(named.control.bos, (" not alike", " alike"), strict=True):
+        ids = named.tokenizer(words, add_special_tokens=False)["input_ids"]
+        assert torch.allclose(weight[bos], weight[ids].mean(0))
+
+
+def test_a_text_longer_than_the_model_is_refused(tiny_cache: Path) -> None:
+    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
+    with pytest.raises(ConfigError, match=r"task\.max_length is 5000, but the generator has only 256 positions"):
+        build_generator(folder, GeneratorConfig("tiny"), TaskConfig("long", ["a"], ["x", "y"], max_length=5000))

@@ -34,7 +34,7 @@ def test_measuring_twice_gives_the_same_and_leaves_the_learner(
     monitor: SimilarityMonitor, tiny: Callable[..., Config], tiny_cache: Path
 ) -> None:
     folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
-    generator = build_generator(folder, 2, 1, 48)
+    generator = build_generator(folder, tiny().generator, tiny().task)
     monitor.learner.fresh("now")
     before = {name: tensor.clone() for name, tensor in monitor.learner.state_dict().items()}
     first = monitor.measure(generator)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dilm.config import Config, MatchConfig, SourceConfig
+from dilm.config import Config, MatchConfig, SourceConfig, TaskConfig
 from dilm.data import load_corpus
 from dilm.errors import DataError
 from dilm.features import FeatureStore
@@ -68,7 +68,8 @@ def test_candidate_rows_share_labels_equally(config: Config, tiny_cache: Path) -
 
 def test_a_generator_that_writes_no_wellformed_text_is_told(config: Config, tiny_cache: Path) -> None:
     folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
-    generator = build_generator(folder, 2, n_fields=3, max_length=8)  # untrained: three fields never come out
+    task = TaskConfig("three", ["a", "b", "c"], ["x", "y"], max_length=8)
+    generator = build_generator(folder, config.generator, task)  # untrained: three fields never come out
     learner = build_learner(config.match.learner, 2, tiny_cache, CPU)
     with pytest.raises(DataError, match=r"only \d+ of 64 texts .* label 0 are well-formed; match.synthetic_dpc=8"):
         synthetic_pool(generator, learner, config.match, Writing("fp32", 0.95, 64), ("t",))
