@@ -148,7 +148,8 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         "seed": config.seed,
     }
     if selection == "k_centers":
-        science |= {"encoder": learner_science(settings.encoder), "precision": config.precision}
+        encoder = learner_science(settings.encoder) | {"unit_embeddings": settings.unit_embeddings}
+        science |= {"encoder": encoder, "precision": config.precision}
     if real:
         candidates = settings.real_candidates
         science |= {"task": task_science(config), "data": data_hash, "real_candidates": candidates}

@@ -146,6 +146,7 @@ class GenerateConfig:
     pool_dpc: int = 1_000  # candidates a class in a shared pool
     real_candidates: int | None = None  # real texts among which real methods choose; null: all
     oversample: int = 100  # candidates a class for each text kept, with pool=fresh
+    unit_embeddings: bool = False  # K-centers among embeddings of length one, as sentence encoders are trained for
     selection: str = "k_centers"  # k_centers, or none: the first dpc candidates
     top_p: float = 0.95
     batch: int = 256  # texts written at a time

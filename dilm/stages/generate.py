@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from dilm.artifacts import Artifact, candidates_artifact, dataset_artifact, generator_artifact, make
 from dilm.config import REAL_METHODS, Config, plain
@@ -97,6 +98,8 @@ def _choose_all(config: Config, artifact: Artifact, candidates: ShardTable, cach
         device = pick_device(config.device, config.threads)
         store = FeatureStore(config.generate.encoder, len(config.task.labels), cache, device, config.precision)
         embeddings = store.get(candidates.table.texts, "embed")
+        if config.generate.unit_embeddings:
+            embeddings = normalize(embeddings, dim=1)
     parts = []
     with progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):

@@ -137,6 +137,14 @@ def test_fresh_pools_give_every_dataset_its_own_candidates(at: Compose, trained:
     assert first != second
 
 
+def test_unit_embeddings_choose_other_texts(at: Compose) -> None:
+    plain, unit = (
+        read_shards(generate.run(at("method=k_centers", f"generate.unit_embeddings={value}")).folder)
+        for value in ("false", "true")
+    )
+    assert set(plain.table.texts) != set(unit.table.texts)
+
+
 def test_too_few_wellformed_texts_say_how_many(at: Compose, trained: Path) -> None:
     before = set(trained.glob("tiny/lm-dpc60-*"))
     with pytest.raises(DataError, match=r"only \d+ of 50 texts written for label 'negative' .* dpc=60"):
