@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dilm.clustering import plain_batches
 from dilm.config import Config
-from dilm.data import Corpus
+from dilm.data import Corpus, TextTable
 from dilm.engine import TorchEngine
 from dilm.generator import Generator, Writer
 from dilm.keys import derive_seed
@@ -23,6 +23,7 @@ from dilm.streams import candidate_rows
 
 REAL_DPC = 500  # real texts a class that stand for the corpus
 CHUNK = 64  # texts in a forward pass
+RESAMPLES = 2_000
 
 
 class SimilarityMonitor:
@@ -67,15 +68,41 @@ class SimilarityMonitor:
                 step += 1
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 
-    def _gradients(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
-        """Mean gradient of each label, (C, P), at the learner's weights of now."""
+    def _rows(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
+        """Gradient of each text, (B, P), at the learner's weights of now."""
         parts = [
             text_gradients(
                 self.learner, tokens[start : start + CHUNK], labels_B[start : start + CHUNK], self.config.precision
             )
             for start in range(0, len(tokens), CHUNK)
         ]
-        return label_means(torch.cat(parts), labels_B, self.learner.n_labels)
+        return torch.cat(parts)
+
+    def _gradients(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
+        """Mean gradient of each label, (C, P), at the learner's weights of now."""
+        return label_means(self._rows(tokens, labels_B), labels_B, self.learner.n_labels)
+
+    def bootstrap(self, table: TextTable, seed: int) -> np.ndarray:
+        """Similarity of a table's texts, equal weights, mean over states and labels: of all, then of resamples.
+
+        Texts are resampled with replacement within their label; the result has 1 + RESAMPLES values.
+        """
+        tokens = self.learner.tokenize(table.texts)
+        generator = np.random.default_rng(seed)
+        picks = {
+            label: np.stack(
+                [np.ones(len(rows)), *generator.multinomial(len(rows), [1 / len(rows)] * len(rows), RESAMPLES)]
+            )
+            for label, rows in table.rows_by_label.items()
+        }
+        similarities = []
+        for state, real_CP in zip(self.states, self.real_SCP, strict=True):
+            self.learner.load_state_dict(state)
+            rows_BP = self._rows(tokens, table.labels)
+            for label, rows in table.rows_by_label.items():
+                sums = torch.as_tensor(picks[label], dtype=torch.float32) @ rows_BP[rows].cpu()
+                similarities.append(F.cosine_similarity(sums, real_CP[label][None].cpu(), dim=1).numpy())
+        return np.mean(similarities, axis=0)
 
     def measure(self, generator: Generator) -> dict[str, float]:
         """Mean cosine over labels and states between fresh texts' gradient and the real one. Puts the learner back."""

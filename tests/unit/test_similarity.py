@@ -54,3 +54,20 @@ def test_real_texts_resemble_real_texts(
     gradients = monitor._gradients([tokens[row] for row in rows], corpus.train.labels[rows])
     again = monitor._gradients([tokens[row] for row in rows[::-1]], corpus.train.labels[rows[::-1]])
     assert torch.nn.functional.cosine_similarity(gradients, again, dim=1).min() > 0.9999
+
+
+def test_bootstrap_begins_with_all_texts_and_spreads_around_them(
+    monitor: SimilarityMonitor, tiny: Callable[..., Config], tiny_cache: Path
+) -> None:
+    config = tiny()
+    train = load_corpus(config.task, config.data, tiny_cache).train
+    sample = train.take(candidate_rows(train, 60, 1))
+    values = monitor.bootstrap(sample, seed=1)
+    expected = []
+    for state, real in zip(monitor.states, monitor.real_SCP, strict=True):
+        monitor.learner.load_state_dict(state)
+        means = monitor._gradients(monitor.learner.tokenize(sample.texts), sample.labels)
+        expected.append(float(torch.nn.functional.cosine_similarity(real, means, dim=1).mean()))
+    assert values[0] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert values[1:].std() > 0
+    assert values[1:].min() < values[0] <= 1

@@ -1,0 +1,47 @@
+"""Gradient similarity of all candidates before and after matching: `python tools/similarity.py experiment=quickstart`.
+
+Takes the keys of the other commands. The candidates of `lm` and `dilm` were written from the same random numbers;
+all count alike, and the learner's states are the monitor's.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from dilm.config import Config
+from dilm.launch import main
+
+
+def run(config: Config) -> None:
+    """Print the similarity of both methods' candidates to the real gradient, and the difference, with intervals."""
+    from dilm.artifacts import candidates_artifact
+    from dilm.data import load_corpus
+    from dilm.device import pick_device
+    from dilm.keys import derive_seed
+    from dilm.learner import build_learner
+    from dilm.shards import read_shards
+    from dilm.similarity import SimilarityMonitor
+    from dilm.sources import cache_folder
+
+    cache = cache_folder(config.cache)
+    corpus = load_corpus(config.task, config.data, cache)
+    device = pick_device(config.device, config.threads)
+    learner = build_learner(config.match.learner, len(config.task.labels), cache, device)
+    monitor = SimilarityMonitor(config, corpus, learner, learner.tokenize(corpus.train.texts))
+    found = {}
+    for method in ("lm", "dilm"):
+        pool = candidates_artifact(replace(config, method=method), corpus.content_hash)
+        rows = read_shards(pool.require())
+        found[method] = monitor.bootstrap(rows.table, derive_seed("similarity", method))
+        print(f"{method}: {text(found[method])} ({len(rows)} texts)")
+    print(f"dilm - lm: {text(found['dilm'] - found['lm'])}")
+
+
+def text(values: np.ndarray) -> str:
+    """The value of all texts, and the 95% interval of the resamples."""
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return f"{values[0]:.4f} [{low:.4f}, {high:.4f}]"
+
+
+if __name__ == "__main__":
+    main("Compare the gradient similarity of candidates before and after matching.", run)
