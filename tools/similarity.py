@@ -10,6 +10,9 @@ import numpy as np
 
 from dilm.config import Config
 from dilm.launch import main
+from dilm.shards import ShardTable, read_shards
+
+METHODS = ("lm", "dilm")  # before and after
 
 
 def run(config: Config) -> None:
@@ -19,7 +22,6 @@ def run(config: Config) -> None:
     from dilm.device import pick_device
     from dilm.keys import derive_seed
     from dilm.learner import build_learner
-    from dilm.shards import read_shards
     from dilm.similarity import SimilarityMonitor
     from dilm.sources import cache_folder
 
@@ -28,13 +30,29 @@ def run(config: Config) -> None:
     device = pick_device(config.device, config.threads)
     learner = build_learner(config.match.learner, len(config.task.labels), cache, device)
     monitor = SimilarityMonitor(config, corpus, learner, learner.tokenize(corpus.train.texts))
+    pools = [
+        read_shards(candidates_artifact(replace(config, method=method), corpus.content_hash).require())
+        for method in METHODS
+    ]
     found = {}
-    for method in ("lm", "dilm"):
-        pool = candidates_artifact(replace(config, method=method), corpus.content_hash)
-        rows = read_shards(pool.require())
-        found[method] = monitor.bootstrap(rows.table, derive_seed("similarity", method))
+    for method, rows in zip(METHODS, paired(*pools), strict=True):
+        # One seed for both: the same texts' indices are resampled.
+        found[method] = monitor.bootstrap(rows.table, derive_seed("similarity", *monitor.names))
         print(f"{method}: {text(found[method])} ({len(rows)} texts)")
     print(f"dilm - lm: {text(found['dilm'] - found['lm'])}")
+
+
+def paired(first: ShardTable, second: ShardTable) -> tuple[ShardTable, ShardTable]:
+    """The rows of two pools that have a label and an index in common: texts written from the same random numbers."""
+    places = [
+        {
+            (int(label), int(index)): row
+            for row, (label, index) in enumerate(zip(pool.table.labels, pool.seed, strict=True))
+        }
+        for pool in (first, second)
+    ]
+    common = sorted(places[0].keys() & places[1].keys())
+    return first.take([places[0][key] for key in common]), second.take([places[1][key] for key in common])
 
 
 def text(values: np.ndarray) -> str:
