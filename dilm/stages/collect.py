@@ -122,6 +122,7 @@ def difference_text(difference: Difference) -> str:
     """`+mean [low, high], p` of a paired difference."""
     interval = "" if math.isnan(difference.low) else f" [{difference.low:+.1f}, {difference.high:+.1f}]"
     p_value = "" if math.isnan(difference.p_value) else f", p = {difference.p_value:.3f}"
+    p_value = p_value.replace("p = 0.000", "p < 0.001")
     return f"{difference.mean:+.1f}{interval}{p_value}"
 
 
