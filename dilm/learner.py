@@ -154,11 +154,7 @@ def text_loss(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndar
 @torch.no_grad()
 def text_gradients(learner: Learner, tokens: Sequence[Sequence[int]], labels_B: np.ndarray, precision: str) -> Tensor:
     """Gradient of each text's loss with respect to the head, gradients_BP in fp32, with no backward pass; eval mode."""
-    learner.eval()
-    ids_BL, mask_BL = pad(tokens, learner.pad_token, learner.device)
-    with autocast(learner.device, precision):
-        features_BD = learner.features(ids_BL, mask_BL)
-    features_BD = features_BD.float()
+    features_BD = forward_all(learner, tokens, "features", precision).to(learner.device)
     labels = torch.as_tensor(labels_B, device=learner.device)
     return head_gradients(features_BD, learner.head(features_BD), labels, learner.head.bias is not None)
 

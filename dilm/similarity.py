@@ -22,7 +22,6 @@ from dilm.learner import Learner, label_means, text_gradients, text_loss
 from dilm.streams import candidate_rows
 
 REAL_DPC = 500  # real texts a class that stand for the corpus
-CHUNK = 64  # texts in a forward pass
 RESAMPLES = 2_000
 
 
@@ -68,19 +67,10 @@ class SimilarityMonitor:
                 step += 1
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 
-    def _rows(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
-        """Gradient of each text, (B, P), at the learner's weights of now."""
-        parts = [
-            text_gradients(
-                self.learner, tokens[start : start + CHUNK], labels_B[start : start + CHUNK], self.config.precision
-            )
-            for start in range(0, len(tokens), CHUNK)
-        ]
-        return torch.cat(parts)
-
     def _gradients(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
         """Mean gradient of each label, (C, P), at the learner's weights of now."""
-        return label_means(self._rows(tokens, labels_B), labels_B, self.learner.n_labels)
+        rows_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
+        return label_means(rows_BP, labels_B, self.learner.n_labels)
 
     def bootstrap(self, table: TextTable, seed: int) -> np.ndarray:
         """Similarity of a table's texts, equal weights, mean over states and labels: of all, then of resamples.
@@ -98,7 +88,7 @@ class SimilarityMonitor:
         similarities = []
         for state, real_CP in zip(self.states, self.real_SCP, strict=True):
             self.learner.load_state_dict(state)
-            rows_BP = self._rows(tokens, table.labels)
+            rows_BP = text_gradients(self.learner, tokens, table.labels, self.config.precision)
             for label, rows in table.rows_by_label.items():
                 sums = torch.as_tensor(picks[label], dtype=torch.float32) @ rows_BP[rows].cpu()
                 similarities.append(F.cosine_similarity(sums, real_CP[label][None].cpu(), dim=1).numpy())
