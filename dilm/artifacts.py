@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dilm import __version__, claims
 from dilm.config import REAL_METHODS, Config, LearnerConfig, plain
@@ -30,6 +31,32 @@ POLL_SECONDS = 1.0
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "h5py", "hydra-core", "datasets")
 
 
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """The processes that make an artifact together; the main one claims it and gives it its name."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the main one."""
+        ...
+
+    def share(self, value: T) -> T:
+        """The main one's value, on every rank."""
+        ...
+
+
+class OneRank:
+    """A single process."""
+
+    main = True
+
+    def share(self, value: T) -> T:
+        """The value itself."""
+        return value
+
+
 @dataclass(frozen=True)
 class Artifact:
     """Where an artifact is, or will be, and what determines it."""
@@ -43,6 +70,11 @@ class Artifact:
     def exists(self) -> bool:
         """Whether it is there: what stands under its final name is complete."""
         return self.folder.is_dir()
+
+    @property
+    def state(self) -> Path:
+        """Where the checkpoints stand while it is being made."""
+        return self.folder.with_name(f"{self.folder.name}.state")
 
     def require(self) -> Path:
         """Its folder. Raises MissingArtifactError, which names the command that makes it."""
@@ -177,39 +209,57 @@ def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
     }
 
 
-def make(artifact: Artifact, build: Callable[[Path], None], config: Config, say: Callable[[str], None] = print) -> bool:
+def make(
+    artifact: Artifact,
+    build: Callable[[Path], None],
+    config: Config,
+    say: Callable[[str], None] = print,
+    ranks: Ranks | None = None,
+) -> bool:
     """Make an artifact unless it is there; True if this call made it.
 
-    `build` fills a temporary folder, which gets the final name at the end. Another process that is making the same
-    artifact is waited for; where it dies, this one takes over.
+    `build` fills a temporary folder, the same on all ranks, which gets the final name at the end. Another process that
+    is making the same artifact is waited for; where it dies, this one takes over.
     """
+    ranks = ranks or OneRank()
     folder = artifact.folder
-    if artifact.exists and not config.force:
-        say(f"found {folder}")
-        return False
     claim = folder.with_name(f"{folder.name}.claim")
+    tell = say if ranks.main else _silent
     waiting = False
+    if ranks.share(artifact.exists and not config.force):
+        tell(f"found {folder}")
+        return False
     while True:
-        with claims.held(claim) as won:
-            if artifact.exists and (waiting or not config.force):
-                say(f"found {folder}")
+        with claims.held(claim) if ranks.main else nullcontext(False) as won:
+            found, won = ranks.share((artifact.exists and (waiting or not config.force), won))
+            if found:
+                tell(f"found {folder}")
                 return False
             if won:
-                _build(artifact, build, config)
-                say(f"wrote {folder}")
+                _build(artifact, build, config, ranks)
+                tell(f"wrote {folder}")
                 return True
         if not waiting:
-            say(f"{folder} is being made by {claims.holder(claim)}; waiting for it")
+            tell(f"{folder} is being made by {claims.holder(claim)}; waiting for it")
             waiting = True
         time.sleep(POLL_SECONDS)
 
 
-def _build(artifact: Artifact, build: Callable[[Path], None], config: Config) -> None:
-    for leftover in artifact.folder.parent.glob(f"{artifact.folder.name}{TEMPORARY}*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: the claim says that none is alive
-    with new_folder(artifact.folder) as temporary:
-        build(temporary)
-        write_json(temporary / "provenance.json", provenance(artifact, config))
+def _silent(line: str) -> None:
+    """What ranks other than the main one say."""
+
+
+def _build(artifact: Artifact, build: Callable[[Path], None], config: Config, ranks: Ranks) -> None:
+    if ranks.main:
+        for leftover in artifact.folder.parent.glob(f"{artifact.folder.name}{TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: the claim says that none is alive
+    with new_folder(artifact.folder) if ranks.main else nullcontext(artifact.folder) as temporary:
+        build(ranks.share(temporary))
+        if ranks.main:
+            write_json(temporary / "provenance.json", provenance(artifact, config))
+    if ranks.main:
+        shutil.rmtree(artifact.state, ignore_errors=True)
+    ranks.share(None)  # no rank goes on before the artifact has its name
 
 
 def provenance(artifact: Artifact, config: Config) -> dict[str, Any]:

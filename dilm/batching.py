@@ -31,3 +31,9 @@ def by_length(lengths: Sequence[int], tokens: int) -> Iterator[np.ndarray]:
         size = max(1, tokens // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def deal(lengths: Sequence[int], hands: int) -> list[np.ndarray]:
+    """Row indices dealt out, longest first, so that every hand has about as many tokens."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return [order[hand::hands] for hand in range(hands)]

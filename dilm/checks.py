@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dilm.config import DEVICES, METHODS, METRICS, POOLINGS, STAGES, Config
+from dilm.config import DEVICES, ENGINES, METHODS, METRICS, POOLINGS, STAGES, Config
 from dilm.errors import ConfigError, did_you_mean
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,25 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "generate.encoder.embedding": ("cls", "mean", "last"),
     "generate.pool": ("fresh", "shared"),
     "generate.selection": ("k_centers", "none"),
+    "engine.name": ENGINES,
+}
+
+# DeepSpeed's own keys that a user may set; it ignores those that it doesn't know, without a word.
+DEEPSPEED_KEYS = (
+    "zero_optimization communication_data_type activation_checkpointing aio comms_logger flops_profiler "
+    "wall_clock_breakdown memory_breakdown dump_state tensorboard csv_monitor"
+).split()
+# ... and those that follow from other keys.
+DERIVED_KEYS = {
+    "optimizer": "pretrain.optimizer and match.optimizer",
+    "scheduler": "pretrain.optimizer and match.optimizer",
+    "gradient_clipping": "pretrain.optimizer.clip and match.optimizer.clip",
+    "train_batch_size": "pretrain.batch and match.synthetic_dpc",
+    "train_micro_batch_size_per_gpu": "pretrain.batch and match.synthetic_dpc",
+    "gradient_accumulation_steps": "engine.accumulate",
+    "bf16": "precision",
+    "fp16": "precision",
+    "data_types": "precision",
 }
 
 AT_LEAST_ONE = (
@@ -31,10 +50,11 @@ AT_LEAST_ONE = (
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch evaluate.steps evaluate.batch evaluate.n_datasets task.max_length "
-    "learner.max_length"
+    "learner.max_length engine.accumulate checkpoint.steps checkpoint.keep"
 ).split()
 
 POSITIVE = (
+    "checkpoint.minutes "
     "pretrain.optimizer.lr match.optimizer.lr match.learner_optimizer.lr evaluate.optimizer.lr evaluate.head_lr "
     "match.temperature generate.top_p pretrain.optimizer.clip match.optimizer.clip evaluate.optimizer.clip"
 ).split()
@@ -61,6 +81,7 @@ def check(config: Config) -> None:
         if stage not in STAGES:
             raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, STAGES)}")
     _check_numbers(config)
+    _check_engine(config)
     match = config.match
     if match.learner_schedule < (steps := match.inner_steps * match.learner_steps):
         raise ConfigError(
@@ -81,12 +102,25 @@ def check(config: Config) -> None:
         )
 
 
+def _check_engine(config: Config) -> None:
+    for key in config.engine.deepspeed:
+        if key in DERIVED_KEYS:
+            raise ConfigError(f"engine.deepspeed.{key} follows from {DERIVED_KEYS[key]}; set that instead.")
+        if key not in DEEPSPEED_KEYS:
+            raise ConfigError(f"engine.deepspeed.{key} is unknown.{did_you_mean(key, DEEPSPEED_KEYS)}")
+    if config.engine.name == "zero0" and config.precision == "bf16":
+        raise ConfigError(
+            "engine=zero0 with precision=bf16 is refused: DeepSpeed's stage 0 has no fp32 master weights, and its "
+            "losses drift. Set precision=fp32 or engine=zero1."
+        )
+
+
 def _check_numbers(config: Config) -> None:
     for key in AT_LEAST_ONE:
         if (found := _lookup(config, key)) is not None and found < 1:
             raise ConfigError(f"{key} is {found}; it must be at least 1.")
     for key in POSITIVE:
-        if (found := _lookup(config, key)) <= 0:
+        if (found := _lookup(config, key)) is not None and found <= 0:
             raise ConfigError(f"{key} is {found}; it must be greater than 0.")
     for key in NOT_NEGATIVE:
         if (found := _lookup(config, key)) < 0:

@@ -16,6 +16,7 @@ METHODS = ("random", "k_centers", "lm", "dilm")
 REAL_METHODS = ("random", "k_centers")
 DEVICES = ("auto", "cpu", "cuda")
 STAGES = ("pretrain", "match")
+ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 METRICS = ("accuracy", "accuracy_f1")
 POOLINGS = ("model", "mean", "cls")
 
@@ -164,6 +165,25 @@ class EvaluateConfig:
 
 
 @dataclass
+class EngineConfig:
+    """What takes the generator's training steps."""
+
+    name: str = "auto"  # torch: one process; zeroN: DeepSpeed; auto: torch for one process on a CPU, else DeepSpeed
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's own JSON keys
+    accumulate: int = 1  # parts that a step's batch is cut into, to save memory
+    gradient_checkpointing: bool = False  # layers are computed again in the backward pass, to save memory
+
+
+@dataclass
+class CheckpointConfig:
+    """Where a killed training goes on from."""
+
+    steps: int | None = None  # a checkpoint after so many steps
+    minutes: float | None = 10.0  # and after so many minutes
+    keep: int = 2  # newest ones kept
+
+
+@dataclass
 class Config:
     """Everything a command reads."""
 
@@ -175,6 +195,8 @@ class Config:
     match: MatchConfig = field(default_factory=MatchConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     stages: list[str] = field(default_factory=lambda: ["pretrain", "match"])  # what `train` runs
     method: str = "dilm"
     evaluator: str = "finetune"

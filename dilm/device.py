@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from dilm.errors import TrainingError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt, in bytes
 
 
@@ -45,6 +47,20 @@ def attention(device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast, or a context that does nothing for `fp32`. Weights and sums stay in fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Turn torch's report that memory is full, of a GPU or of the machine, into advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"out of memory ({str(error).splitlines()[0].rstrip('.')}). Raise engine.accumulate (2, 4, ...), set "
+            "engine.gradient_checkpointing=true, or lower pretrain.batch or match.synthetic_dpc."
+        ) from error
 
 
 @contextmanager

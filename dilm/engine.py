@@ -1,52 +1,158 @@
-"""One small interface for a training step: backward, clip, step, schedule. Plain torch, one process."""
+"""What takes a training step: backward, sum over ranks, clip, update, schedule. Plain torch, or DeepSpeed's ZeRO.
 
-from collections.abc import Iterable
-from typing import Protocol
+A step's loss comes in parts, each made when its turn comes, so that the graph of one part at a time is in memory. The
+gradient is that of the *sum* of all parts of all ranks: whoever makes the parts divides by the number of texts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
 
-from dilm.config import OptimizerConfig
+from dilm.config import Config, EngineConfig, OptimizerConfig
+from dilm.device import autocast, out_of_memory, pick_device
+from dilm.errors import ConfigError
+from dilm.optimizer import Part, Step, adamw, warmup_cosine
+from dilm.world import ALONE, World
+from dilm.zero import DeepSpeedEngine, check_zero
 
-NO_DECAY_DIMENSIONS = 1  # biases and normalisation weights, the parameters with one dimension, are not decayed
+STATE_FILE = "engine.pt"
 
 
 class Engine(Protocol):
-    """What a training loop needs of whatever holds the weights."""
+    """What a training loop needs of whatever holds the weights. All but calling it is collective."""
 
-    model: nn.Module
+    world: World
+    lockstep: bool  # whether every rank must call the module equally often
 
-    def step(self, loss: Tensor) -> float:
-        """Back-propagate a loss and update; the gradient's norm before clipping."""
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The module's forward pass, ready for backward."""
+        ...
+
+    def step(self, *parts: Part) -> Step:
+        """Back-propagate the sum of the parts of all ranks, and update."""
+        ...
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Whole fp32 weights by the module's names, on the CPU; None where the module itself has them."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and schedule into an empty folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
         ...
 
 
 class TorchEngine:
-    """AdamW with linear warm-up and cosine decay, gradients clipped by their norm."""
+    """AdamW with linear warm-up and cosine decay, gradients clipped by norm; with more ranks, data parallel."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
-        self.model = model
+    lockstep = False
+
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, steps: int, precision: str = "fp32", world: World = ALONE
+    ) -> None:
+        self.module, self.world, self.precision = module, world, precision
         self.clip = config.clip
-        # Fused: a third of the time and none of the temporary copies of every parameter.
-        groups = parameter_groups(model.parameters(), config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, round(config.warmup * steps), steps)
+        self.optimizer = adamw(module, config)
+        self.schedule = warmup_cosine(self.optimizer, config, steps)
 
-    def step(self, loss: Tensor) -> float:
-        """Back-propagate a loss and update; the gradient's norm before clipping."""
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The module's forward pass, ready for backward."""
+        with autocast(next(self.module.parameters()).device, self.precision):
+            return self.module(*inputs)
+
+    def step(self, *parts: Part) -> Step:
+        """Back-propagate the sum of the parts of all ranks, and update."""
+        with out_of_memory():
+            value = torch.zeros(())
+            for part in parts:
+                loss = part()
+                loss.backward()
+                value += loss.detach().float().cpu()
+            value = self.world.sum(value)
+            self._sum_gradients()
+            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+            if torch.isfinite(value):
+                self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return Step(float(value), float(norm))
+
+    def _sum_gradients(self) -> None:
+        if self.world.size == 1:
+            return
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        given = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        total = self.world.sum(torch.cat([gradient.flatten() for gradient in given]))
+        for parameter, gradient in zip(trained, total.split([p.numel() for p in trained]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """None: the module itself has them."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and schedule into an empty folder."""
+        if self.world.main:
+            torch.save(self.state(), folder / STATE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.load_state(torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu", mmap=True))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a `state`."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Parameters with weight decay, and those of one dimension without."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > NO_DECAY_DIMENSIONS], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= NO_DECAY_DIMENSIONS], "weight_decay": 0.0},
-    ]
+def build_engine(
+    module: nn.Module,
+    config: EngineConfig,
+    optimizer: OptimizerConfig,
+    steps: int,
+    precision: str,
+    world: World,
+    device: torch.device,
+    universal: bool = False,
+) -> Engine:
+    """The engine that `config` names; `auto` is plain torch for one process on a CPU, and ZeRO otherwise."""
+    if uses_deepspeed(config, world, device):
+        return DeepSpeedEngine(module, config, optimizer, steps, precision, world, device, universal)
+    return TorchEngine(module, optimizer, steps, precision, world)
+
+
+def check_engine(config: Config, world: World) -> None:
+    """Refuse an engine that can't work, before anything is loaded. Raises ConfigError."""
+    device = pick_device(config.device)
+    if not uses_deepspeed(config.engine, world, device):
+        if world.size > 1:
+            raise ConfigError(f"engine=torch is for one process, and there are {world.size}; set engine=zero1.")
+        return
+    if config.precision == "bf16" and not config.engine.deepspeed.get("zero_optimization", {}).get("stage"):
+        raise ConfigError("DeepSpeed's stage 0 keeps no fp32 master weights; set engine=zero1 or precision=fp32.")
+    hands = world.size * config.engine.accumulate
+    texts = {"pretrain.batch": config.pretrain.batch, "match.synthetic_dpc": config.match.synthetic_dpc}
+    for key, found in texts.items():
+        if found < hands:
+            raise ConfigError(f"{key} is {found}, fewer than ranks x engine.accumulate = {hands}; raise it.")
+    check_zero(config.engine.deepspeed.get("zero_optimization", {}))
+
+
+def uses_deepspeed(config: EngineConfig, world: World, device: torch.device) -> bool:
+    """Whether `build_engine` takes DeepSpeed."""
+    return config.name.startswith("zero") or (config.name == "auto" and (world.size > 1 or device.type != "cpu"))

@@ -24,6 +24,10 @@ class ShardError(DilmError):
     """A shard or its index is missing, truncated, altered, or of an unknown schema."""
 
 
+class TrainingError(DilmError):
+    """Training can't go on: a loss that is not finite, memory that is full."""
+
+
 class MissingArtifactError(DilmError):
     """An earlier stage's artifact is not there; `command` makes it, from the same keys."""
 

@@ -29,7 +29,28 @@ def matching_loss(real_P: Tensor, synthetic_BP: Tensor, weights_B: Tensor) -> Te
 
     The generator is reached through `weights_B` alone: text is discrete, so the rows are constants.
     """
-    return 1 - F.cosine_similarity(real_P, weights_B @ synthetic_BP, dim=0)
+    return gradient_distance(real_P, weights_B @ synthetic_BP)
+
+
+def gradient_distance(real_P: Tensor, synthetic_P: Tensor) -> Tensor:
+    """One minus the cosine between two gradients (scalar, in 0..2)."""
+    return 1 - F.cosine_similarity(real_P, synthetic_P, dim=0)
+
+
+def nll_slopes(
+    real_P: Tensor, synthetic_P: Tensor, grads_BP: Tensor, weights_B: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Derivative of the matching loss with respect to the nll of a label's texts, slopes_B.
+
+    `synthetic_P` is the weighted sum over *all* of the label's texts, `grads_BP` and `weights_B` those of any part of
+    them: so the texts can be cut in parts and spread over processes. With s_b = ∂L/∂a_b = direction · grad_b the
+    softmax gives ∂L/∂nll_b = -a_b (s_b - Σ a s) / T; the sum is zero, since the cosine ignores a gradient's length.
+    """
+    length = synthetic_P.norm()
+    unit_P = synthetic_P / length
+    real_unit_P = F.normalize(real_P, dim=0)
+    direction_P = (unit_P * (real_unit_P @ unit_P) - real_unit_P) / length
+    return -weights_B / temperature * (grads_BP @ direction_P)
 
 
 def parameter_gradient(loss: Tensor, parameters: list[Tensor], create_graph: bool = False) -> Tensor:

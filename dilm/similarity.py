@@ -6,6 +6,7 @@ same few learner states every time. The texts' random numbers are the same at ev
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, TextTable
 from dilm.engine import TorchEngine
-from dilm.generator import Generator, Writer
+from dilm.generator import Generator
 from dilm.keys import derive_seed
 from dilm.learner import Learner, label_means, text_gradients, text_loss
 from dilm.streams import candidate_rows
+from dilm.writer import Writer
 
 REAL_DPC = 500  # real texts a class that stand for the corpus
 RESAMPLES = 2_000
@@ -60,10 +62,8 @@ class SimilarityMonitor:
             self.learner.eval()
             while step < until:
                 rows = next(batches)
-                loss = text_loss(
-                    self.learner, [tokens[row] for row in rows], corpus.train.labels[rows], self.config.precision
-                )
-                trainer.step(loss)
+                drawn, labels_B = [tokens[row] for row in rows], corpus.train.labels[rows]
+                trainer.step(partial(text_loss, self.learner, drawn, labels_B, self.config.precision))
                 step += 1
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dilm.clustering import diverse_batches, k_means, plain_batches
@@ -11,11 +13,14 @@ from dilm.config import MatchConfig
 from dilm.data import TextTable
 from dilm.errors import DataError
 from dilm.features import FeatureStore
-from dilm.generator import Generator, Writer
+from dilm.generator import Generator
 from dilm.keys import derive_seed
 from dilm.learner import Learner, forward_all
 from dilm.selection import k_centers
+from dilm.world import ALONE, World
+from dilm.writer import Writer
 
+T = TypeVar("T")
 Names = Sequence[str | int]  # what is drawn: its seed
 
 
@@ -70,7 +75,14 @@ class PoolOfLabel:
 
     sequences: list[list[int]]  # the generator's tokens, from <bos_y> to <eos>
     tokens: list[list[int]]  # the learner's tokens
-    batches: Iterator[np.ndarray]  # endless mini-batches of indices
+    clusters: list[int] | None  # of each text; None: mini-batches are drawn at random
+
+    def batches(self, size: int, names: Names) -> Iterator[np.ndarray]:
+        """Endless mini-batches of text numbers: one of each cluster, where there are clusters."""
+        generator = np.random.default_rng(derive_seed("mini-batch", *names))
+        if self.clusters is None:
+            return plain_batches(len(self.sequences), size, generator)
+        return diverse_batches(np.array(self.clusters), size, generator)
 
 
 @dataclass(frozen=True)
@@ -83,38 +95,49 @@ class Writing:
 
 
 def synthetic_pool(
-    generator: Generator, learner: Learner, config: MatchConfig, writing: Writing, names: Names
+    generator: Generator,
+    learner: Learner,
+    config: MatchConfig,
+    writing: Writing,
+    names: Names,
+    world: World = ALONE,
 ) -> list[PoolOfLabel]:
-    """Texts from the generator as it is now, for each label, with diverse mini-batches over them. Raises DataError.
+    """Texts from the generator as it is now, for each label. Raises DataError.
 
-    Clusters are those of the learner's embeddings as it is now.
+    Clusters are those of the learner's embeddings as it is now. Ranks share the writing and the embedding.
     """
     writer = Writer(generator, writing.precision)
     size = config.pool_dpc or config.synthetic_dpc * config.inner_steps * config.regenerate_every
     pool = []
     for label in range(learner.n_labels):
-        written = writer.write(label, range(size), ("pool", *names), writing.top_p, writing.batch)
-        good = [index for index, text in enumerate(written.texts) if text is not None]
-        texts = [text for text in written.texts if text is not None]
+        written = writer.write(label, world.mine(size), ("pool", *names), writing.top_p, writing.batch)
+        shares = world.gather(list(zip(written.texts, written.tokens, strict=True)))
+        good = [(text, tokens) for text, tokens in world.interleave(shares) if text is not None]
         if len(good) < config.synthetic_dpc:
             raise DataError(
                 f"only {len(good)} of {size} texts that the generator wrote for label {label} are well-formed; "
                 f"match.synthetic_dpc={config.synthetic_dpc} are needed. Train longer (pretrain.steps), or raise "
                 "match.pool_dpc or task.max_length."
             )
-        sequences = [[*generator.control.prompt(label), *written.tokens[index]] for index in good]
-        tokens = learner.tokenize(texts)
-        embeddings_ND = forward_all(learner, tokens, "embed", writing.precision) if config.diverse else None
-        batches = _mini_batches(
-            len(good), embeddings_ND, config.synthetic_dpc, derive_seed("mini-batch", *names, label)
-        )
-        pool.append(PoolOfLabel(sequences, tokens, batches))
+        sequences = [[*generator.control.prompt(label), *tokens] for _, tokens in good]
+        tokens = learner.tokenize([text for text, _ in good])
+        clusters = None
+        if config.diverse:
+            embeddings_ND = _embed(learner, tokens, writing.precision, world)
+            found, _ = k_means(embeddings_ND, config.synthetic_dpc, derive_seed("mini-batch", *names, label))
+            clusters = found.tolist()
+        pool.append(PoolOfLabel(sequences, tokens, clusters))
     return pool
 
 
-def _mini_batches(n: int, embeddings_ND: Tensor | None, size: int, seed: int) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    if embeddings_ND is None:
-        return plain_batches(n, size, generator)
-    clusters_N, _ = k_means(embeddings_ND, size, seed)
-    return diverse_batches(clusters_N, size, generator)
+def _embed(learner: Learner, tokens: list[list[int]], precision: str, world: World) -> Tensor:
+    own = [tokens[index] for index in world.mine(len(tokens))]
+    shares = world.gather(list(forward_all(learner, own, "embed", precision)))
+    return torch.stack(world.interleave(shares))
+
+
+def skip(batches: Iterator[T], n: int) -> Iterator[T]:
+    """The same endless batches after the first `n`, to go on from a checkpoint."""
+    for _ in range(n):
+        next(batches)
+    return batches

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +19,40 @@ METRICS_FILE = "metrics.jsonl"
 LOG_SECONDS = 30.0  # between progress lines where there is no terminal
 
 
-def progress(total: int, title: str) -> tqdm:
-    """A progress bar with time left in a terminal; now and then a plain line elsewhere."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        desc=title,
-        dynamic_ncols=terminal,
-        leave=False,
-        mininterval=0.1 if terminal else LOG_SECONDS,
-        delay=0 if terminal else LOG_SECONDS,
-        ascii=None if terminal else " #",
-    )
+class Progress:
+    """A progress bar with time left in a terminal, a plain line now and then elsewhere, nothing where not `active`."""
+
+    def __init__(self, total: int, title: str, start: int = 0, active: bool = True) -> None:
+        self.total, self.title, self.start, self.active = total, title, start, active
+        self.done, self.tokens = start, 0
+        self._began = self._said = time.monotonic()
+        terminal = active and sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=total, desc=title, initial=start, dynamic_ncols=True, leave=False, delay=0) if terminal else None
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, n: int = 1, tokens: int = 0, **values: float) -> None:
+        """Say that `n` more are done, with `tokens` of text, and how things stand."""
+        self.done += n
+        self.tokens += tokens
+        now = time.monotonic()
+        speed = {"tokens/s": f"{self.tokens / max(now - self._began, 1e-9):,.0f}"} if self.tokens else {}
+        shown = {name: f"{value:.3f}" for name, value in values.items()} | speed
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(n)
+        elif self.active and now - self._said >= LOG_SECONDS:
+            self._said = now
+            left = (now - self._began) / max(self.done - self.start, 1) * (self.total - self.done)
+            parts = [f"{name} {value}" for name, value in shown.items()] + [f"{tqdm.format_interval(left)} left"]
+            print(f"{self.title}: {self.done:,} of {self.total:,}, {', '.join(parts)}", file=sys.stderr, flush=True)
 
 
 def finished_metrics(root: Path, names: str = "*") -> list[Path]:
@@ -53,11 +76,14 @@ def tracking_uri(config: Config) -> str | None:
 
 
 class Tracker:
-    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where asked, to an MLflow run."""
+    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where asked, to an MLflow run.
 
-    def __init__(self, folder: Path, config: Config, key: str, name: str) -> None:
-        uri = tracking_uri(config)
-        self.path = folder / METRICS_FILE
+    Where not `active`, as on all ranks but the main one, it logs nothing.
+    """
+
+    def __init__(self, folder: Path, config: Config, key: str, name: str, active: bool = True) -> None:
+        uri = tracking_uri(config) if active else None
+        self.path = folder / METRICS_FILE if active else Path(os.devnull)
         self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._client: Any = None
         self._run_id = ""

@@ -6,12 +6,16 @@ from dilm.launch import main
 
 def run(config: Config) -> None:
     """Run the configured stages in order; what is there already is found."""
-    from dilm.stages import match, pretrain  # torch, which --help and a typo need not wait for
+    from dilm.engine import check_engine  # torch, which --help and a typo need not wait for
+    from dilm.stages import match, pretrain
+    from dilm.world import joined
 
     stages = {"pretrain": pretrain.run, "match": match.run}
-    for name in stages:
-        if name in config.stages:
-            stages[name](config)
+    with joined() as world:
+        check_engine(config, world)
+        for name in stages:
+            if name in config.stages:
+                stages[name](config, world)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ORDER = """
 errors keys files config checks text convert tiny sources data claims artifacts shards results statistics
 tracking mlflow_store
 matching clustering selection metrics
-device batching generator engine learner features streams similarity
+device batching world optimizer zero engine generator likelihood writer checkpoints learner features streams similarity
 """.split()
 SIDE_BY_SIDE = [
     {f"stages.{path.stem}" for path in (PACKAGE / "stages").glob("[a-z]*.py")},

@@ -6,6 +6,7 @@ A cell is one data set and one seed. Cells that are done, by whatever job, are s
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from dilm.metrics import score
 from dilm.results import DoneCells, Row, RowWriter, cell_key, claimed_cell
 from dilm.shards import read_shards
 from dilm.sources import cache_folder
-from dilm.tracking import progress
+from dilm.tracking import Progress
 
 Predict = Callable[[TextTable, tuple[str | int, ...]], np.ndarray]  # data set, names of its seed -> dev labels
 
@@ -81,7 +82,7 @@ def _evaluate_all(
     writer = RowWriter(Path(config.root))
     rows: list[Row] = []
     title = f"evaluate {config.method} dpc {config.dpc} {cells[0].model} ({cells[0].evaluator})"
-    with progress(len(cells), title) as bar:
+    with Progress(len(cells), title) as bar:
         for cell in cells:
             row = _claim_and_evaluate(config, cell, evaluate_one, done, writer)
             rows += [] if row is None else [row]
@@ -146,7 +147,8 @@ def train_learner(learner: Learner, dataset: TextTable, config: Config, names: t
     with seeded(derive_seed("dropout", *names), learner.device):
         for _ in range(settings.steps):
             rows = next(batches)
-            engine.step(text_loss(learner, [tokens[row] for row in rows], dataset.labels[rows], config.precision))
+            drawn = [tokens[row] for row in rows]
+            engine.step(partial(text_loss, learner, drawn, dataset.labels[rows], config.precision))
 
 
 def _frozen(config: Config, datasets: list[TextTable], dev: TextTable, cache: Path) -> Predict:
@@ -178,9 +180,13 @@ def train_head(features_BD: Tensor, labels_B: np.ndarray, config: Config, names:
     engine = TorchEngine(head, optimizer, settings.steps)
     batches = _batches(len(labels_B), settings.batch, names)
     labels = torch.as_tensor(labels_B)
+
+    def head_loss(features: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(head(features), targets)
+
     for _ in range(settings.steps):
         rows = torch.as_tensor(next(batches))
-        engine.step(nn.functional.cross_entropy(head(features_BD[rows]), labels[rows]))
+        engine.step(partial(head_loss, features_BD[rows], labels[rows]))
     return head
 
 

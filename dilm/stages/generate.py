@@ -14,13 +14,14 @@ from dilm.data import Corpus, TextTable, load_corpus, table
 from dilm.device import pick_device
 from dilm.errors import DataError
 from dilm.features import FeatureStore
-from dilm.generator import Writer, load_generator
+from dilm.generator import load_generator
 from dilm.keys import derive_seed
 from dilm.selection import k_centers, random_rows
 from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
 from dilm.sources import cache_folder
 from dilm.streams import candidate_rows
-from dilm.tracking import progress
+from dilm.tracking import Progress
+from dilm.writer import Writer
 
 SHARED = -1  # data-set index of candidates that all data sets share
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
@@ -66,7 +67,7 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: 
     size = settings.pool_dpc if shared else settings.oversample * config.dpc
     batches = list(product(datasets, range(len(task.labels)), range(0, size, settings.batch)))
     parts = []
-    with progress(len(datasets) * len(task.labels) * size, f"write {config.method}") as bar:
+    with Progress(len(datasets) * len(task.labels) * size, f"write {config.method}") as bar:
         for dataset, label, start in batches:
             indices = range(start, min(start + settings.batch, size))
             # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
@@ -101,7 +102,7 @@ def _choose_all(config: Config, artifact: Artifact, candidates: ShardTable, cach
         if config.generate.unit_embeddings:
             embeddings = normalize(embeddings, dim=1)
     parts = []
-    with progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
+    with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):
             for label in range(len(config.task.labels)):
                 parts.append(_choose(config, candidates, embeddings, dataset, label))

@@ -3,52 +3,69 @@
 Shape suffixes: B texts of all labels, P parameters of the learner's head, C labels.
 """
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dilm.artifacts import Artifact, make, match_artifact, pretrain_artifact
+from dilm.batching import deal
+from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device, seeded
-from dilm.engine import TorchEngine
-from dilm.errors import DataError
+from dilm.engine import Engine, TorchEngine, build_engine
+from dilm.errors import TrainingError
 from dilm.features import FeatureStore
-from dilm.generator import load_generator, text_nll
+from dilm.generator import load_generator
 from dilm.keys import derive_seed
-from dilm.learner import build_learner, label_means, text_gradients, text_loss
-from dilm.matching import generation_weights, matching_loss
+from dilm.learner import build_learner, text_gradients, text_loss
+from dilm.likelihood import TextNLL, denominators, settled, sum_nll
+from dilm.matching import generation_weights, gradient_distance, nll_slopes
 from dilm.similarity import SimilarityMonitor
 from dilm.sources import cache_folder
-from dilm.streams import PoolOfLabel, Writing, real_batches, synthetic_pool, teacher_sets
-from dilm.tracking import Tracker, progress
+from dilm.streams import PoolOfLabel, Writing, real_batches, skip, synthetic_pool, teacher_sets
+from dilm.tracking import METRICS_FILE, Progress, Tracker
+from dilm.world import ALONE, World
 
 
-def run(config: Config) -> Artifact:
+def run(config: Config, world: World = ALONE) -> Artifact:
     """Make the generator trained by gradient matching, or find it. Needs the pre-trained one."""
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)
     artifact = match_artifact(config, corpus.content_hash)
     if config.force or not artifact.exists:
         pretrain_artifact(config, corpus.content_hash).require()
-    make(artifact, lambda folder: Matching(config, corpus, artifact.key, cache).train(folder), config)
+    make(artifact, lambda folder: Matching(config, corpus, artifact, cache, world).train(folder), config, ranks=world)
     return artifact
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A mini-batch of every label's synthetic texts, the same on all ranks."""
+
+    sequences: list[list[int]]  # the generator's tokens
+    tokens: list[list[int]]  # the learner's
+    labels_B: np.ndarray
 
 
 class Matching:
     """The training loop and what it holds: generator, learner, and the two streams of texts."""
 
-    def __init__(self, config: Config, corpus: Corpus, key: str, cache: Path) -> None:
-        self.config, self.settings, self.corpus, self.key = config, config.match, corpus, key
+    def __init__(self, config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World = ALONE) -> None:
+        self.config, self.settings, self.corpus = config, config.match, corpus
+        self.artifact, self.world = artifact, world
         self.names = (config.task.name, config.seed)
         self.device = pick_device(config.device, config.threads)
-        task = config.task
-        self.n_labels = len(task.labels)
+        self.n_labels = len(config.task.labels)
         parent = pretrain_artifact(config, corpus.content_hash).require()
-        self.generator = load_generator(parent, config.generator, task, self.device)
+        self.generator = load_generator(parent, config.generator, config.task, self.device)
         store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
         sets = teacher_sets(corpus.train, self.settings, store, self.names)
         self.real = real_batches(sets, self.settings.real_dpc, self.names)
@@ -58,86 +75,196 @@ class Matching:
             len(corpus.train), self.settings.learner_batch, np.random.default_rng(derive_seed("learner", *self.names))
         )
         self.writing = Writing(config.precision, config.generate.top_p, config.generate.batch)
+        self.pool: list[PoolOfLabel] = []
+        self.batches: list[Iterator[np.ndarray]] = []
 
     def train(self, folder: Path) -> None:
-        """Run all outer and inner steps, and save the generator to `folder`."""
+        """Run all outer and inner steps, from the newest checkpoint on, and save the generator to `folder`."""
+        settings, world = self.settings, self.world
+        total = settings.outer_steps * settings.inner_steps
+        checkpoints = Checkpoints(self.artifact, self.config.checkpoint, world)
+        engine, start, state = checkpoints.resume(self._engine, folder / METRICS_FILE)
+        monitor = None
+        if settings.monitor_every and world.main:
+            monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens)
+        trainer = self._restore(start, state) if start else self._fresh_learner(0)
+        with (
+            Tracker(folder, self.config, self.artifact.key, "match", world.main) as tracker,
+            Progress(total, "match", start, world.main) as bar,
+        ):
+            if not start:
+                self._measure(engine, monitor, tracker, 0)
+            for step in range(start + 1, total + 1):
+                outer, inner = divmod(step - 1, settings.inner_steps)
+                if inner == 0:
+                    trainer = self._begin(engine, outer)
+                metrics = self.update(engine, step)
+                self._train_learner(trainer, outer, inner)
+                bar.update(loss=metrics["loss"])
+                if step % settings.log_every == 0 or step == total:
+                    tracker.log(step, **metrics)
+                if step == total or (settings.monitor_every and step % settings.monitor_every == 0):
+                    self._measure(engine, monitor, tracker, step)
+                if checkpoints.due(step) and step < total:
+                    checkpoints.save(step, engine, self._state(outer, trainer), tracker.path)
+        whole = settled(self.generator, engine)
+        if world.main:
+            whole.save(folder)
+
+    def _engine(self, universal: bool) -> Engine:
         settings = self.settings
         total = settings.outer_steps * settings.inner_steps
-        engine = TorchEngine(self.generator.model, settings.optimizer, total)
-        monitor = (
-            SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens) if settings.monitor_every else None
-        )
-        with Tracker(folder, self.config, self.key, "match") as tracker, progress(total, "match") as bar:
-            if monitor:
-                tracker.log(0, **monitor.measure(self.generator))
-            for outer in range(settings.outer_steps):
-                if outer % settings.regenerate_every == 0:
-                    # The fresh learner's encoder is the pretrained one, so clusters last as long as the pool does.
-                    self.learner.fresh("clusters", *self.names)
-                    pool = self.write_pool(outer)
-                trainer = self._fresh_learner(outer)
-                for inner in range(settings.inner_steps):
-                    step = outer * settings.inner_steps + inner + 1
-                    self._record(tracker, monitor, step, total, self.update(engine, pool, step))
-                    self._train_learner(trainer, outer, inner)
-                    bar.update()
-        self.generator.save(folder)
+        module = TextNLL(self.generator.model)
+        return build_engine(
+            module, self.config.engine, settings.optimizer, total, self.config.precision, self.world, self.device,
+            universal,
+        )  # fmt: skip
 
-    def write_pool(self, outer: int) -> list[PoolOfLabel]:
+    def _state(self, outer: int, trainer: TorchEngine) -> dict[str, Any]:
+        """What a checkpoint needs besides the generator: the pool, and the learner on its way."""
+        written = outer - outer % self.settings.regenerate_every
+        return {"pool": [asdict(part) for part in self.pool], "outer": written, "learner": trainer.state()}
+
+    def _restore(self, start: int, state: dict[str, Any]) -> TorchEngine:
+        """Pool, learner and streams as they were after `start` updates."""
+        settings = self.settings
+        self._take_pool([PoolOfLabel(**part) for part in state["pool"]], state["outer"])
+        for batches in self.batches:
+            skip(batches, start - state["outer"] * settings.inner_steps)
+        skip(self.real, start * settings.real_batches)
+        skip(self.learner_rows, start * settings.learner_steps)
+        trainer = self._fresh_learner((start - 1) // settings.inner_steps)
+        trainer.load_state(state["learner"])
+        return trainer
+
+    def _begin(self, engine: Engine, outer: int) -> TorchEngine:
+        """A fresh learner, and new texts where it is time for them."""
+        if outer % self.settings.regenerate_every == 0:
+            self.write_pool(engine, outer)
+        return self._fresh_learner(outer)
+
+    def write_pool(self, engine: Engine, outer: int) -> None:
         """New synthetic texts from the generator as it is now."""
-        return synthetic_pool(self.generator, self.learner, self.settings, self.writing, (*self.names, outer))
+        # The fresh learner's encoder is the pretrained one, so clusters last as long as the pool does.
+        self.learner.fresh("clusters", *self.names)
+        whole = settled(self.generator, engine)
+        names = (*self.names, outer)
+        self._take_pool(synthetic_pool(whole, self.learner, self.settings, self.writing, names, self.world), outer)
 
-    def update(self, engine: TorchEngine, pool: list[PoolOfLabel], step: int) -> dict[str, float]:
-        """One update of the generator: match the gradients of every label, and step."""
+    def _take_pool(self, pool: list[PoolOfLabel], outer: int) -> None:
+        size = self.settings.synthetic_dpc
+        self.pool = pool
+        self.batches = [part.batches(size, (*self.names, outer, label)) for label, part in enumerate(pool)]
+
+    def draw(self) -> Drawn:
+        """The next mini-batch of every label."""
+        rows = [next(batches) for batches in self.batches]
+        return Drawn(
+            [part.sequences[index] for part, drawn in zip(self.pool, rows, strict=True) for index in drawn],
+            [part.tokens[index] for part, drawn in zip(self.pool, rows, strict=True) for index in drawn],
+            np.repeat(np.arange(self.n_labels), [len(drawn) for drawn in rows]),
+        )
+
+    def update(self, engine: Engine, step: int) -> dict[str, float]:
+        """One update of the generator: match the gradients of every label, and step.
+
+        The texts are dealt to ranks, and to parts where memory is short. All that joins them is the vector of their nll
+        and the sum of their weighted gradients, so the objective is that of one process.
+        """
+        world, accumulate = self.world, self.config.engine.accumulate
         self.generator.model.train()
-        drawn = [(label, next(pool[label].batches)) for label in range(self.n_labels)]
+        drawn = self.draw()
+        hands = deal([len(sequence) for sequence in drawn.sequences], world.size * accumulate)
+        hands = hands[world.rank * accumulate :][:accumulate]
+        averages_B = denominators(self.generator, drawn.sequences, self.settings.nll_average).to(self.device)
+
+        def nll(number: int) -> Tensor:
+            where = (world.rank, number) if world.rank or number else ()
+            with seeded(derive_seed("match dropout", *self.names, step, *where), self.device):
+                sequences = [drawn.sequences[row] for row in hands[number]]
+                return sum_nll(self.generator, sequences, self.config.precision, engine) / averages_B[hands[number]]
+
+        own = np.concatenate(hands)
+        with torch.set_grad_enabled(accumulate == 1):  # with more parts each one's graph is made in its turn
+            found = [nll(number) for number in range(accumulate)]
+        nll_B = torch.zeros(len(drawn.sequences), device=self.device)
+        nll_B[own] = torch.cat(found).detach()
+        losses_C, slopes_B, effective = self._match(drawn, own, world.sum(nll_B))
+
+        def part(number: int) -> Tensor:
+            return (slopes_B[hands[number]] * (found[number] if accumulate == 1 else nll(number))).sum()
+
+        loss = float(losses_C.mean())
+        done = engine.step(*(partial(part, number) for number in range(accumulate)))
+        if not np.isfinite(loss) or not np.isfinite(done.norm):
+            raise TrainingError(
+                f"match: the loss is {loss} and its gradient's norm {done.norm} at update {step}, on the texts of "
+                f"outer step {(step - 1) // self.settings.inner_steps}; lower match.optimizer.lr."
+            )
+        return {"loss": loss, "gradient_norm": done.norm, "effective_texts": effective}
+
+    def _match(self, drawn: Drawn, own: np.ndarray, nll_B: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Matching loss of each label, its mean's slopes in every own text's nll, and how many texts really count."""
+        temperature = self.settings.temperature
+        labels = drawn.labels_B[own]
+        grads_BP = text_gradients(self.learner, [drawn.tokens[row] for row in own], labels, self.config.precision)
         real_CP = self._real_gradients()
-        sequences = [pool[label].sequences[index] for label, rows in drawn for index in rows]
-        tokens = [pool[label].tokens[index] for label, rows in drawn for index in rows]
-        labels_B = np.repeat([label for label, _ in drawn], [len(rows) for _, rows in drawn])
-        synthetic_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
-        with seeded(derive_seed("match dropout", *self.names, step), self.device):
-            nll_B = text_nll(self.generator, sequences, self.config.precision, self.settings.nll_average)
-            losses, texts = [], []
-            for label in range(self.n_labels):
-                rows = np.flatnonzero(labels_B == label)
-                weights = generation_weights(nll_B[rows], self.settings.temperature)
-                losses.append(matching_loss(real_CP[label], synthetic_BP[rows], weights))
-                texts.append(1 / float(weights.detach().square().sum()))
-            loss = torch.stack(losses).mean()
-            norm = engine.step(loss)
-        if not np.isfinite(value := float(loss.detach())):
-            raise DataError(f"match: the loss is {value} at update {step}; lower match.optimizer.lr.")
-        return {"loss": value, "gradient_norm": norm, "effective_texts": float(np.mean(texts))}
+        weights_B = torch.zeros_like(nll_B)
+        for label in range(self.n_labels):
+            rows = drawn.labels_B == label
+            weights_B[rows] = generation_weights(nll_B[rows], temperature)
+        synthetic_CP = self.world.sum(self._label_sums(weights_B[own, None] * grads_BP, labels))
+        slopes_B = torch.zeros_like(nll_B)
+        losses, effective = [], []
+        for label in range(self.n_labels):
+            rows = own[labels == label]
+            real_P, synthetic_P = real_CP[label], synthetic_CP[label]
+            slopes_B[rows] = nll_slopes(
+                real_P, synthetic_P, grads_BP[labels == label], weights_B[rows], temperature
+            ) / self.n_labels  # fmt: skip
+            losses.append(gradient_distance(real_P, synthetic_P))
+            effective.append(1 / float(weights_B[drawn.labels_B == label].square().sum()))
+        return torch.stack(losses), slopes_B, float(np.mean(effective))
+
+    def _label_sums(self, rows_BP: Tensor, labels_B: np.ndarray) -> Tensor:
+        labels = torch.as_tensor(labels_B, device=rows_BP.device)
+        return rows_BP.new_zeros(self.n_labels, rows_BP.shape[1]).index_add(0, labels, rows_BP)
 
     def _real_gradients(self) -> Tensor:
-        """Mean gradient of real texts for each label, real_CP, averaged over `real_batches` batches."""
+        """Mean gradient of real texts for each label, real_CP, over `real_batches` batches that ranks share."""
         means = []
         for _ in range(self.settings.real_batches):
             rows = np.concatenate(next(self.real))
             labels_B = self.corpus.train.labels[rows]
-            tokens = [self.tokens[row] for row in rows]
-            gradients_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
-            means.append(label_means(gradients_BP, labels_B, self.n_labels))
+            own = list(self.world.mine(len(rows)))
+            tokens = [self.tokens[rows[index]] for index in own]
+            grads_BP = text_gradients(self.learner, tokens, labels_B[own], self.config.precision)
+            counts_C = torch.as_tensor(np.bincount(labels_B, minlength=self.n_labels), device=self.device)
+            means.append(self.world.sum(self._label_sums(grads_BP, labels_B[own])) / counts_C[:, None])
         return torch.stack(means).mean(0)
 
     def _fresh_learner(self, outer: int) -> TorchEngine:
         self.learner.fresh("match", *self.names, outer)
-        return TorchEngine(self.learner, self.settings.learner_optimizer, self.settings.learner_schedule)
+        settings = self.settings
+        return TorchEngine(self.learner, settings.learner_optimizer, settings.learner_schedule, world=self.world)
 
     def _train_learner(self, trainer: TorchEngine, outer: int, inner: int) -> None:
-        """Take the learner some steps further on real data."""
+        """Take the learner some steps further on real data, whose batches ranks share."""
+        rank = (self.world.rank,) if self.world.rank else ()
         self.learner.train(self.settings.learner_dropout)
-        with seeded(derive_seed("learner dropout", *self.names, outer, inner), self.device):
-            for _ in range(self.settings.learner_steps):
-                rows = next(self.learner_rows)
-                tokens = [self.tokens[row] for row in rows]
-                trainer.step(text_loss(self.learner, tokens, self.corpus.train.labels[rows], self.config.precision))
 
-    def _record(
-        self, tracker: Tracker, monitor: SimilarityMonitor | None, step: int, total: int, metrics: dict[str, float]
-    ) -> None:
-        if step % self.settings.log_every == 0 or step == total:
-            tracker.log(step, **metrics)
-        if monitor and (step % self.settings.monitor_every == 0 or step == total):
-            tracker.log(step, **monitor.measure(self.generator))
+        def part(rows: np.ndarray) -> Tensor:
+            own = rows[list(self.world.mine(len(rows)))]
+            labels = self.corpus.train.labels[own]
+            loss = text_loss(self.learner, [self.tokens[row] for row in own], labels, self.config.precision)
+            return loss * (len(own) / len(rows))
+
+        with seeded(derive_seed("learner dropout", *self.names, outer, inner, *rank), self.device):
+            for _ in range(self.settings.learner_steps):
+                trainer.step(partial(part, next(self.learner_rows)))
+
+    def _measure(self, engine: Engine, monitor: SimilarityMonitor | None, tracker: Tracker, step: int) -> None:
+        if self.settings.monitor_every:
+            whole = settled(self.generator, engine)
+            if monitor:
+                tracker.log(step, **monitor.measure(whole))

@@ -1,67 +1,111 @@
 """Language-model pre-training: task rows -> a generator that writes texts of a class (paper, section 3.1)."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from dilm.artifacts import Artifact, make, pretrain_artifact
+from dilm.batching import deal
+from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device, seeded
-from dilm.engine import TorchEngine
-from dilm.errors import DataError
-from dilm.generator import Generator, build_generator, held_out_scores, sum_nll
+from dilm.engine import Engine, build_engine
+from dilm.errors import TrainingError
+from dilm.generator import build_generator
 from dilm.keys import derive_seed
+from dilm.likelihood import TextNLL, held_out_scores, settled, sum_nll
+from dilm.optimizer import Step
 from dilm.sources import cache_folder, model_folder
-from dilm.tracking import Tracker, progress
+from dilm.streams import skip
+from dilm.tracking import METRICS_FILE, Progress, Tracker
+from dilm.world import ALONE, World
 
 
-def run(config: Config) -> Artifact:
+def run(config: Config, world: World = ALONE) -> Artifact:
     """Make the pre-trained generator, or find it."""
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)
     artifact = pretrain_artifact(config, corpus.content_hash)
-    make(artifact, lambda folder: _train(config, corpus, artifact.key, cache, folder), config)
+    make(
+        artifact, lambda folder: Pretraining(config, corpus, artifact, cache, world).train(folder), config, ranks=world
+    )
     return artifact
 
 
-def _train(config: Config, corpus: Corpus, key: str, cache: Path, folder: Path) -> None:
-    settings, task = config.pretrain, config.task
-    device = pick_device(config.device, config.threads)
-    source = model_folder(config.generator.name, config.generator.source, cache)
-    generator = build_generator(source, config.generator, task, device)
-    sequences, held_out = generator.encode(corpus.train), generator.encode(corpus.valid)
-    engine = TorchEngine(generator.model, settings.optimizer, settings.steps)
-    batches = plain_batches(
-        len(sequences), settings.batch, np.random.default_rng(derive_seed("pretrain", task.name, config.seed))
-    )
-    with Tracker(folder, config, key, "pretrain") as tracker, progress(settings.steps, "pretrain") as bar:
-        _validate(generator, held_out, config, tracker, 0)
-        generator.model.train()
-        for step in range(1, settings.steps + 1):
-            with seeded(derive_seed("pretrain dropout", task.name, config.seed, step), device):
-                value, norm = _step(generator, engine, [sequences[row] for row in next(batches)], config.precision)
-            if not np.isfinite(value):
-                raise DataError(f"pretrain: the loss is {value} at step {step}; lower pretrain.optimizer.lr.")
-            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-            bar.update()
-            if step % settings.log_every == 0 or step == settings.steps:
-                tracker.log(step, loss=value, gradient_norm=norm)
-            if step == settings.steps or (settings.valid_every and step % settings.valid_every == 0):
-                _validate(generator, held_out, config, tracker, step)
-    generator.save(folder)
+class Pretraining:
+    """The training loop and what it holds."""
 
+    def __init__(self, config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World) -> None:
+        self.config, self.artifact, self.world = config, artifact, world
+        self.names = (config.task.name, config.seed)
+        self.device = pick_device(config.device, config.threads)
+        source = model_folder(config.generator.name, config.generator.source, cache)
+        self.generator = build_generator(source, config.generator, config.task, self.device)
+        self.sequences, self.held_out = self.generator.encode(corpus.train), self.generator.encode(corpus.valid)
 
-def _step(generator: Generator, engine: TorchEngine, sequences: list[list[int]], precision: str) -> tuple[float, float]:
-    """One update: the token-averaged NLL before it, and the gradient's norm."""
-    n_tokens = sum(len(sequence) - generator.control.prompt_length for sequence in sequences)
-    loss = sum_nll(generator, sequences, precision).sum() / n_tokens
-    norm = engine.step(loss)
-    return float(loss.detach()), norm
+    def train(self, folder: Path) -> None:
+        """Take all steps, from the newest checkpoint on, and save the generator to `folder`."""
+        settings, world = self.config.pretrain, self.world
+        checkpoints = Checkpoints(self.artifact, self.config.checkpoint, world)
+        engine, start, _ = checkpoints.resume(self._engine, folder / METRICS_FILE)
+        random = np.random.default_rng(derive_seed("pretrain", *self.names))
+        batches = skip(plain_batches(len(self.sequences), settings.batch, random), start)
+        with (
+            Tracker(folder, self.config, self.artifact.key, "pretrain", world.main) as tracker,
+            Progress(settings.steps, "pretrain", start, world.main) as bar,
+        ):
+            if not start:
+                self._validate(engine, tracker, 0)
+            self.generator.model.train()
+            for step in range(start + 1, settings.steps + 1):
+                rows = next(batches)
+                n_tokens, done = self.update(engine, step, rows)
+                bar.update(tokens=n_tokens, loss=done.loss)
+                if step % settings.log_every == 0 or step == settings.steps:
+                    tracker.log(step, loss=done.loss, gradient_norm=done.norm)
+                if step == settings.steps or (settings.valid_every and step % settings.valid_every == 0):
+                    self._validate(engine, tracker, step)
+                if checkpoints.due(step) and step < settings.steps:
+                    checkpoints.save(step, engine, {}, tracker.path)
+        whole = settled(self.generator, engine)
+        if world.main:
+            whole.save(folder)
 
+    def _engine(self, universal: bool) -> Engine:
+        settings = self.config.pretrain
+        module = TextNLL(self.generator.model)
+        return build_engine(
+            module, self.config.engine, settings.optimizer, settings.steps, self.config.precision, self.world,
+            self.device, universal,
+        )  # fmt: skip
 
-def _validate(generator: Generator, held_out: list[list[int]], config: Config, tracker: Tracker, step: int) -> None:
-    if held_out:
-        nll, accuracy = held_out_scores(generator, held_out, config.precision)
-        tracker.log(step, valid_nll=nll, valid_label_accuracy=accuracy)
+    def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
+        """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""
+        given, world, accumulate = self.generator.control.prompt_length, self.world, self.config.engine.accumulate
+        lengths = [len(self.sequences[row]) - given for row in rows]
+        n_tokens = sum(lengths)
+
+        def part(number: int, own: np.ndarray) -> Tensor:
+            where = (world.rank, number) if world.rank or number else ()
+            with seeded(derive_seed("pretrain dropout", *self.names, step, *where), self.device):
+                sequences = [self.sequences[rows[index]] for index in own]
+                return sum_nll(self.generator, sequences, self.config.precision, engine).sum() / n_tokens
+
+        hands = deal(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
+        done = engine.step(*(partial(part, number, own) for number, own in enumerate(hands)))
+        if not np.isfinite(done.loss) or not np.isfinite(done.norm):
+            raise TrainingError(
+                f"pretrain: the loss is {done.loss} and its gradient's norm {done.norm} at step {step}, on the "
+                f"training rows {', '.join(map(str, rows[:8]))} ...; lower pretrain.optimizer.lr."
+            )
+        return n_tokens, done
+
+    def _validate(self, engine: Engine, tracker: Tracker, step: int) -> None:
+        if self.held_out:
+            whole = settled(self.generator, engine)
+            nll, accuracy = held_out_scores(whole, self.held_out, self.config.precision, self.world)
+            tracker.log(step, valid_nll=nll, valid_label_accuracy=accuracy)

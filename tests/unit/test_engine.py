@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dilm.config import OptimizerConfig
-from dilm.engine import TorchEngine, parameter_groups
+from dilm.engine import TorchEngine
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:
@@ -13,7 +13,7 @@ def test_schedule_warms_up_and_falls_to_zero() -> None:
     rates = []
     for _ in range(4):
         rates.append(engine.schedule.get_last_lr()[0])
-        engine.step(engine.model(torch.ones(1, 2)).sum())
+        engine.step(lambda: engine(torch.ones(1, 2)).sum())
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5])
     assert engine.schedule.get_last_lr()[0] == pytest.approx(0)
 
@@ -21,14 +21,6 @@ def test_schedule_warms_up_and_falls_to_zero() -> None:
 def test_step_returns_the_norm_before_clipping_and_clips() -> None:
     model = nn.Linear(2, 1, bias=False)
     engine = TorchEngine(model, OptimizerConfig(lr=0.1, warmup=0.0, weight_decay=0.0, clip=1e-3), steps=10)
-    assert engine.step(1000 * model(torch.ones(1, 2)).sum()) == pytest.approx(1000 * 2**0.5)
+    assert engine.step(lambda: 1000 * model(torch.ones(1, 2)).sum()).norm == pytest.approx(1000 * 2**0.5)
     moment = engine.optimizer.state[model.weight]["exp_avg"]
     assert float(moment.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
-
-
-def test_biases_and_normalisation_are_not_decayed() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    decayed, spared = parameter_groups(model.parameters(), 0.1)
-    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 2)]  # type: ignore[attr-defined]
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    assert len(spared["params"]) == 3  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def test_fresh_restores_every_weight_and_draws_the_head_from_its_names(
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     engine = TorchEngine(learner, OptimizerConfig(lr=1e-2, warmup=0.0), 3)
     for _ in range(3):
-        engine.step(text_loss(learner, learner.tokenize(TEXTS), LABELS, "fp32"))
+        engine.step(lambda: text_loss(learner, learner.tokenize(TEXTS), LABELS, "fp32"))
     changed = [name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])]
     assert len(changed) > len(before) / 2
     learner.fresh("a", 1)

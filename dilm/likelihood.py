@@ -1,0 +1,141 @@
+"""How likely texts are under the generator: what pre-training minimises, and the weights of gradient matching.
+
+Shape suffixes: B texts, L tokens, N real tokens of a batch, D features.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from dilm.batching import by_length, pad
+from dilm.device import autocast
+from dilm.engine import Engine
+from dilm.generator import Generator
+from dilm.world import ALONE, World
+
+CPU_TOKENS = 512  # of a batch on a CPU, padding included: there padding costs more than several calls do
+TOKENS_PER_CHUNK = 1024  # whose logits are made at a time: each takes some ten bytes for every word of the vocabulary
+
+
+class TextNLL(nn.Module):
+    """Summed NLL of padded texts, as a module that an engine can hold."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.head = ChunkedHead(model.get_output_embeddings())
+
+    def forward(self, ids_BL: Tensor, mask_BL: Tensor, given: int) -> Tensor:
+        """NLL in nats of each row's tokens after the first `given`, summed: sums_B."""
+        hidden_BLD = self.model.base_model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        targets_BL = mask_BL[:, given:].bool()
+        nll_N = self.head(hidden_BLD[:, given - 1 : -1][targets_BL], ids_BL[:, given:][targets_BL])
+        return torch.zeros(len(ids_BL), device=nll_N.device).index_add(0, targets_BL.nonzero()[:, 0], nll_N)
+
+
+class ChunkedHead(nn.Module):
+    """The vocabulary's logits are made at real positions alone, and a few at a time.
+
+    Where gradients are wanted they are made again in the backward pass, since keeping them would take more memory than
+    everything else. The weight is this module's own parameter too, so that ZeRO-3 gathers it once for all chunks.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Cross-entropy of each position, nll_N in fp32."""
+        chunks = zip(hidden_ND.split(TOKENS_PER_CHUNK), targets_N.split(TOKENS_PER_CHUNK), strict=True)
+        return torch.cat([checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _chunk(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden_ND, self.weight, self.bias).float(), targets_N, reduction="none")
+
+
+def text_nll(
+    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, average: str = "tokens"
+) -> Tensor:
+    """Negative log-likelihood of each text, nll_B in nats a token, ready for backward (paper, equation 2)."""
+    sums_B = sum_nll(generator, sequences, precision)
+    return sums_B / denominators(generator, sequences, average).to(sums_B.device)
+
+
+def denominators(generator: Generator, sequences: Sequence[Sequence[int]], average: str) -> Tensor:
+    """What each text's summed NLL is divided by, (B,).
+
+    `tokens`: the text's own tokens. `padded`: the batch's longest, as in the authors' code: a text's weight then
+    depends on its batch mates, and short texts count for more.
+    """
+    lengths_B = torch.tensor([len(sequence) - generator.control.prompt_length for sequence in sequences])
+    return lengths_B.max().expand_as(lengths_B) if average == "padded" else lengths_B
+
+
+def sum_nll(
+    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, engine: Engine | None = None
+) -> Tensor:
+    """NLL in nats of each sequence's tokens after its prompt, summed: sums_B. Texts of like length share a batch.
+
+    With an engine, the forward passes are its own: one alone where ranks must keep in step.
+    """
+    device, given = generator.device, generator.control.prompt_length
+    module = TextNLL(generator.model) if engine is None else engine
+    whole = device.type != "cpu" or (engine is not None and engine.lockstep)
+    budget = len(sequences) * max(map(len, sequences)) if whole else CPU_TOKENS
+    sums, order = [], []
+    for rows in by_length([len(sequence) for sequence in sequences], budget):
+        ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)
+        with autocast(device, precision if engine is None else "fp32"):
+            sums.append(module(ids_BL, mask_BL, given))
+        order.append(torch.as_tensor(rows, device=device))
+    return torch.cat(sums)[torch.cat(order).argsort()]
+
+
+def settled(generator: Generator, engine: Engine) -> Generator:
+    """The generator with its weights as they are now, whole, on every rank: to validate, write or save with.
+
+    Nothing that is done with it is collective, so ranks may write texts of different lengths.
+    """
+    weights = engine.weights()
+    if weights is None:
+        return generator
+    return generator.with_weights({name.removeprefix("model."): value for name, value in weights.items()})
+
+
+@torch.inference_mode()
+def held_out_scores(
+    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, world: World = ALONE
+) -> tuple[float, float]:
+    """How well pre-training went, on texts it has not seen, in eval mode.
+
+    Returns the mean NLL in nats over all tokens, and the share of texts that are likelier under their own `<bos_y>`
+    than under any other: whether the generator heeds the label at all, which the NLL hardly shows. Ranks share the
+    texts.
+    """
+    own = [sequences[row] for row in world.mine(len(sequences))]
+    was_training = generator.model.training
+    generator.model.eval()
+    totals = world.sum(torch.tensor(_own_scores(generator, own, precision) if own else [0.0, 0.0, 0.0]))
+    generator.model.train(was_training)
+    nll, n_tokens, right = totals.tolist()
+    return nll / n_tokens, right / len(sequences)
+
+
+def _own_scores(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> list[float]:
+    """Summed NLL, number of tokens, and number of texts likeliest under their own label."""
+    control, given = generator.control, generator.control.prompt_length
+    texts = [sequence[given:] for sequence in sequences]
+    sums_NC = torch.stack(
+        [
+            sum_nll(generator, [[*control.prompt(label), *text] for text in texts], precision)
+            for label in range(len(control.bos))
+        ],
+        dim=1,
+    )
+    labels_N = torch.tensor([control.bos.index(sequence[given - 1]) for sequence in sequences], device=sums_NC.device)
+    own_N = sums_NC.gather(1, labels_N[:, None])
+    return [float(own_N.sum()), float(sum(map(len, texts))), float((sums_NC.argmin(1) == labels_N).sum())]
