@@ -121,7 +121,9 @@ def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
     science = {
         "task": task_science(config),
         "data": data_hash,
-        "generator": source_id(config.generator.source) | {"prefix": generator.prefix, "bos_init": generator.bos_init},
+        "generator": source_id(config.generator.source)
+        | {"prefix": generator.prefix, "bos_init": generator.bos_init}
+        | ({} if generator.dropout is None else {"dropout": generator.dropout}),
         "pretrain": _without(plain(config.pretrain), "log_every", "valid_every"),
         "precision": config.precision,
         "seed": config.seed,

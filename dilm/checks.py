@@ -130,6 +130,9 @@ def _check_numbers(config: Config) -> None:
             f"task.max_length is {config.task.max_length}; a text of {len(config.task.fields)} fields takes at least "
             f"{shortest} tokens, with its control tokens."
         )
+    dropout = config.generator.dropout
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ConfigError(f"generator.dropout is {dropout}; it is a share, from 0 to below 1.")
     if config.generate.top_p > 1:
         raise ConfigError(f"generate.top_p is {config.generate.top_p}; it is a probability, at most 1.")
 

@@ -71,6 +71,7 @@ class GeneratorConfig:
     name: str = "???"
     source: SourceConfig = field(default_factory=SourceConfig)
     prefix: bool = False  # the model's own bos before <bos_y>: many models hardly read what stands first
+    dropout: float | None = None  # while training; null: the model's own
     bos_init: str = "bos"  # what <bos_y> starts from: bos, the model's own (paper), or label, the label's name
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dilm.config import GeneratorConfig, TaskConfig
@@ -72,7 +72,7 @@ def build_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, dev
     idea of a beginning, or with `bos_init=label` from the mean embedding of the label's name. `<sep>` starts from its
     eos token, and `<pad>`, never attended to, from the mean.
     """
-    tokenizer, model = _load(folder, device)
+    tokenizer, model = _load(folder, config, device)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and task.max_length > positions:
         raise ConfigError(
@@ -99,16 +99,22 @@ def build_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, dev
 
 def load_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, device: torch.device = CPU) -> Generator:
     """A generator that a stage saved."""
-    tokenizer, model = _load(folder, device)
+    tokenizer, model = _load(folder, config, device)
     control = _control_tokens(tokenizer, len(task.labels), config.prefix)
     return Generator(model, tokenizer, control, len(task.fields), task.max_length)
 
 
-def _load(folder: Path, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def _load(
+    folder: Path, config: GeneratorConfig, device: torch.device
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention(device)
     )
+    if config.dropout is not None:
+        for part in model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = config.dropout
     return tokenizer, model.to(device)
 
 

@@ -6,7 +6,7 @@ the same run alone.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,6 +68,12 @@ class World:
         """The inverse of `mine`: shares of every rank, back in the order of their indices."""
         n = sum(map(len, shares))
         return [shares[index % self.size][index // self.size] for index in range(n)]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Call `make` on the main process, then on the others, which find in the cache what it has put there."""
+        made = make() if self.main else None
+        self.wait()
+        return make() if made is None else made
 
     def wait(self) -> None:
         """Go on once every rank has come here."""

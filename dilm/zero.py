@@ -43,11 +43,11 @@ class DeepSpeedEngine:
             keys["checkpoint"] = {"load_universal": True}
         # DeepSpeed takes its masters from weights already rounded to bf16.
         exact = {name: p.detach().cpu().clone() for name, p in module.named_parameters()} if precision == "bf16" else {}
-        inner = adamw(module, optimizer)
+        self.inner = adamw(module, optimizer)
         self.engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=inner,
-            lr_scheduler=warmup_cosine(inner, optimizer, steps),
+            optimizer=self.inner,
+            lr_scheduler=warmup_cosine(self.inner, optimizer, steps),
             config=keys,
             dist_init_required=False,
         )
@@ -100,8 +100,17 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, or, in a `universal` engine, its conversion for other numbers of ranks."""
-        tag = f"{STATE_TAG}_universal" if self.engine.load_universal_checkpoint() else STATE_TAG
-        self.engine.load_checkpoint(str(folder), tag=tag)
+        if not self.engine.load_universal_checkpoint():
+            self.engine.load_checkpoint(str(folder), tag=STATE_TAG)
+            return
+        decays = [group["weight_decay"] for group in self.inner.param_groups]
+        self.engine.load_checkpoint(str(folder), tag=f"{STATE_TAG}_universal")
+        # DeepSpeed 0.19.8 gives all groups the first one's decay, and lets them share one count of steps, which each
+        # of them then raises.
+        for group, decay in zip(self.inner.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self.inner.state.values():
+            state["step"] = state["step"].clone()
         # Left on, it would leave the model's parts out of the next stage-3 checkpoint.
         self.engine._config.load_universal_checkpoint = False
 

@@ -38,7 +38,7 @@ from dilm.world import ALONE, World
 def run(config: Config, world: World = ALONE) -> Artifact:
     """Make the generator trained by gradient matching, or find it. Needs the pre-trained one."""
     cache = cache_folder(config.cache)
-    corpus = load_corpus(config.task, config.data, cache)
+    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
     artifact = match_artifact(config, corpus.content_hash)
     if config.force or not artifact.exists:
         pretrain_artifact(config, corpus.content_hash).require()
@@ -67,9 +67,9 @@ class Matching:
         parent = pretrain_artifact(config, corpus.content_hash).require()
         self.generator = load_generator(parent, config.generator, config.task, self.device)
         store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
-        sets = teacher_sets(corpus.train, self.settings, store, self.names)
+        sets = world.first(lambda: teacher_sets(corpus.train, self.settings, store, self.names))
         self.real = real_batches(sets, self.settings.real_dpc, self.names)
-        self.learner = build_learner(config.match.learner, self.n_labels, cache, self.device)
+        self.learner = world.first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
         self.tokens = self.learner.tokenize(corpus.train.texts)
         self.learner_rows = plain_batches(
             len(corpus.train), self.settings.learner_batch, np.random.default_rng(derive_seed("learner", *self.names))

@@ -28,7 +28,7 @@ from dilm.world import ALONE, World
 def run(config: Config, world: World = ALONE) -> Artifact:
     """Make the pre-trained generator, or find it."""
     cache = cache_folder(config.cache)
-    corpus = load_corpus(config.task, config.data, cache)
+    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
     artifact = pretrain_artifact(config, corpus.content_hash)
     make(
         artifact, lambda folder: Pretraining(config, corpus, artifact, cache, world).train(folder), config, ranks=world
@@ -43,7 +43,7 @@ class Pretraining:
         self.config, self.artifact, self.world = config, artifact, world
         self.names = (config.task.name, config.seed)
         self.device = pick_device(config.device, config.threads)
-        source = model_folder(config.generator.name, config.generator.source, cache)
+        source = world.first(lambda: model_folder(config.generator.name, config.generator.source, cache))
         self.generator = build_generator(source, config.generator, config.task, self.device)
         self.sequences, self.held_out = self.generator.encode(corpus.train), self.generator.encode(corpus.valid)
 

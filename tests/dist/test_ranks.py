@@ -1,0 +1,72 @@
+"""Every ZeRO stage, on one and two processes, against plain torch: equal gradients and equal updates."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytestmark = pytest.mark.dist
+WORKER = Path(__file__).with_name("worker.py")
+# Clipped far below the norm, so that clipping must see the whole gradient; the first step is a whole one.
+OPTIMIZER = [f"{stage}.optimizer.{key}" for stage in ("pretrain", "match") for key in ("clip=1e-3", "warmup=0.0")]
+
+
+def torchrun(n: int, *command: str) -> list[str]:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d"]
+    return [sys.executable, *start, "--rdzv-endpoint", "127.0.0.1:0", *command]
+
+
+def run(command: list[str], timeout: float = 300) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+class Runs:
+    """The worker's results, by ranks and keys; the pre-trained parent is made once, by the usual command."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        fixed = ["experiment=tiny", f"root={folder / 'runs'}", f"cache={cache}", "threads=1", "generator.dropout=0.0"]
+        self.keys = [*fixed, "pretrain.steps=30", *OPTIMIZER]
+        run([sys.executable, "-m", "dilm.train", *self.keys, "stages=[pretrain]"])
+        self.reference = self(1, "engine=torch")
+
+    def __call__(self, ranks: int, *overrides: str) -> dict[str, Any]:
+        out = self.folder / "result.pt"
+        command = [str(WORKER), str(out), str(self.folder / "pool.json"), *self.keys, *overrides]
+        run(torchrun(ranks, *command) if ranks > 1 else [sys.executable, *command])
+        return dict(torch.load(out, weights_only=True))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("ranks"), tiny_cache)
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Relative norm of the difference of all parameters together."""
+    assert found.keys() == expected.keys()
+    total = sum(float(value.square().sum()) for value in expected.values())
+    return (sum(float((found[name] - expected[name]).square().sum()) for name in expected) / total) ** 0.5
+
+
+def compare(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    for stage in ("pretrain", "match"):
+        assert found[stage]["told"] == pytest.approx(expected[stage]["told"], rel=tolerance)
+        for what in ("gradients", "updates"):
+            assert distance(found[stage][what], expected[stage][what]) <= tolerance, (stage, what)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradients_and_updates_are_those_of_one_process(runs: Runs, stage: int, ranks: int) -> None:
+    compare(runs(ranks, f"engine=zero{stage}", "engine.accumulate=2"), runs.reference, 1e-3)
+
+
+def test_parts_change_nothing(runs: Runs) -> None:
+    compare(runs(1, "engine=torch", "engine.accumulate=3"), runs.reference, 2e-4)

@@ -1,0 +1,108 @@
+"""Run by torchrun or alone: one update of each stage with plain SGD, and what it did, into a file.
+
+SGD because its updates show a gradient's scale, which AdamW hides.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+import dilm.engine
+import dilm.zero
+from dilm.artifacts import match_artifact, pretrain_artifact
+from dilm.checks import typed
+from dilm.config import CONF_FOLDER, OptimizerConfig, attach
+from dilm.data import load_corpus
+from dilm.engine import Engine, TorchEngine
+from dilm.sources import cache_folder
+from dilm.stages.match import Matching
+from dilm.stages.pretrain import Pretraining
+from dilm.streams import PoolOfLabel
+from dilm.world import joined
+from dilm.zero import DeepSpeedEngine
+
+ROWS = np.array([0, 5, 9, 14, 3, 77, 41, 20, 66, 8, 31, 19, 2])  # an odd number: the ranks' shares are unequal
+LR = 0.5
+
+
+def sgd(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), lr=LR)
+
+
+def watch(engine: Engine, seen: dict[str, Tensor]) -> None:
+    """Keep every parameter's gradient as it is after the last backward, before clipping."""
+    if isinstance(engine, DeepSpeedEngine):
+        from deepspeed.utils import safe_get_full_grad
+
+        take = engine.engine.step
+
+        def step() -> None:
+            for name, parameter in engine.module.named_parameters():
+                seen[name] = safe_get_full_grad(parameter).detach().float().clone()
+            take()
+
+        engine.engine.step = step
+    elif isinstance(engine, TorchEngine):
+        sum_gradients = engine._sum_gradients
+
+        def summed() -> None:
+            sum_gradients()
+            for name, parameter in engine.module.named_parameters():
+                assert parameter.grad is not None
+                seen[name] = parameter.grad.detach().clone()
+
+        engine._sum_gradients = summed  # type: ignore[method-assign]
+
+
+def weights(engine: Any) -> dict[str, Tensor]:
+    found = engine.weights()
+    if found is None:
+        found = {name: value.detach().clone() for name, value in engine.module.named_parameters()}
+    return found
+
+
+def observed(engine: Engine, update: Any) -> dict[str, Any]:
+    seen: dict[str, Tensor] = {}
+    watch(engine, seen)
+    before = weights(engine)
+    told = update()
+    after = weights(engine)
+    return {"gradients": seen, "updates": {name: after[name] - before[name] for name in before}, "told": told}
+
+
+def main(out: Path, pool: Path, overrides: list[str]) -> None:
+    torch.set_num_threads(1)
+    attach()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
+        config = typed(compose("config", overrides))
+    dilm.engine.adamw = dilm.zero.adamw = sgd
+    cache = cache_folder(config.cache)
+    corpus = load_corpus(config.task, config.data, cache)
+    with joined() as world:
+        pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
+        engine = pretraining._engine(False)
+        pretraining.generator.model.train()
+        result = {"pretrain": observed(engine, lambda: pretraining.update(engine, 1, ROWS)[1].loss)}
+        matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache, world)
+        engine = matching._engine(False)
+        if pool.exists():
+            matching._take_pool([PoolOfLabel(**part) for part in json.loads(pool.read_text())], 0)
+        else:
+            matching.write_pool(engine, 0)
+            pool.write_text(json.dumps([vars(part) for part in matching.pool]))
+        matching.learner.fresh("test")
+        result["match"] = observed(engine, lambda: matching.update(engine, 1)["loss"])
+        if world.main:
+            torch.save(result, out)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
