@@ -21,7 +21,7 @@ from dilm.artifacts import Artifact
 from dilm.config import CheckpointConfig
 from dilm.engine import Engine
 from dilm.errors import ConfigError, TrainingError
-from dilm.files import TEMPORARY, new_folder, read_json, sha256_file, temporary_name, write_json
+from dilm.files import TEMPORARY, disk_full_named, new_folder, read_json, sha256_file, temporary_name, write_json
 from dilm.tracking import METRICS_FILE
 from dilm.world import World
 from dilm.zero import STATE_TAG, DeepSpeedEngine
@@ -62,16 +62,17 @@ class Checkpoints:
         """Write one: all ranks into one temporary folder, which then gets its name. Older ones are removed."""
         final = self.folder / f"step-{step:08d}"
         temporary = self.world.share(temporary_name(final))
-        (temporary / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)
-        self.world.wait()
         try:
-            engine.save(temporary / ENGINE_FOLDER)
-            self.world.wait()
-            if self.world.main:
-                torch.save(stage, temporary / STAGE_FILE)
-                if metrics.exists():
-                    shutil.copyfile(metrics, temporary / METRICS_FILE)
-                _finish(temporary, final, {"step": step, "engine": kind(engine), "ranks": self.world.size})
+            with disk_full_named(final):
+                (temporary / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)
+                self.world.wait()
+                engine.save(temporary / ENGINE_FOLDER)
+                self.world.wait()
+                if self.world.main:
+                    torch.save(stage, temporary / STAGE_FILE)
+                    if metrics.exists():
+                        shutil.copyfile(metrics, temporary / METRICS_FILE)
+                    _finish(temporary, final, {"step": step, "engine": kind(engine), "ranks": self.world.size})
         finally:
             if self.world.main:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -79,7 +79,7 @@ class TorchEngine:
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
             if torch.isfinite(value):
                 self.optimizer.step()
-            self.schedule.step()
+                self.schedule.step()
             self.optimizer.zero_grad(set_to_none=True)
         return Step(float(value), float(norm))
 

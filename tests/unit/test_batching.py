@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dilm.batching import by_length, pad
+from dilm.batching import by_length, deal, pad
 
 CPU = torch.device("cpu")
 
@@ -26,3 +26,12 @@ def test_batches_cover_every_row_once_within_the_budget(lengths: list[int], toke
         assert len(batch) == 1 or longest * len(batch) <= tokens
     firsts = [lengths[batch[0]] for batch in batches]
     assert firsts == sorted(firsts, reverse=True)
+
+
+@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 7))
+def test_every_row_is_dealt_once_and_hands_are_alike(lengths: list[int], hands: int) -> None:
+    dealt = deal(lengths, hands)
+    assert sorted(row for hand in dealt for row in hand) == list(range(len(lengths)))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    tokens = [sum(lengths[row] for row in hand) for hand in dealt]
+    assert max(tokens) - min(tokens) <= max(lengths, default=0)

@@ -24,10 +24,14 @@ def composed(*overrides: str) -> Config:
 
 @pytest.mark.parametrize(
     "override",
-    [f"{group}={name}" for group in ("task", "generator", "learner", "experiment") for name in options_of(group)],
+    [
+        f"{group}={name}"
+        for group in ("task", "generator", "learner", "engine", "experiment")
+        for name in options_of(group)
+    ],
 )
 def test_every_yaml_composes(override: str) -> None:
-    config = composed(override)
+    config = composed(override, *(["precision=fp32"] if override == "engine=zero0" else []))
     group, _, name = override.partition("=")
     if group != "experiment":
         assert getattr(config, group).name == name
@@ -75,6 +79,11 @@ def test_wrong_types_and_unknown_keys_are_refused(override: str) -> None:
         ("stages=[pretrain,mach]", "stages names 'mach'. Did you mean 'match'"),
         ("evaluate.n_datasets=30", "evaluate.n_datasets is 30, but only n_datasets=20"),
         ("match.learner_steps=30", "match.learner_schedule is 200, but a learner is trained for"),
+        ("engine=zero0", "engine=zero0 with precision=bf16 is refused"),
+        ("+engine.deepspeed.optimiser={}", "engine.deepspeed.optimiser is unknown. Known: "),
+        ("+engine.deepspeed.optimizer={}", "engine.deepspeed.optimizer follows from pretrain.optimizer"),
+        ("checkpoint.minutes=0", "checkpoint.minutes is 0.0; it must be greater than 0"),
+        ("generator.dropout=1", "generator.dropout is 1.0; it is a share"),
         ("task.labels=[one]", "task 'sst2' needs at least one field and two labels"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from dilm.matching import generation_weights, head_gradients, matching_loss, parameter_gradient
+from dilm.matching import generation_weights, head_gradients, matching_loss, nll_slopes, parameter_gradient
 
 sizes = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(1, 7), st.booleans(), st.integers(0, 2**31))
 
@@ -53,6 +53,26 @@ def test_generator_gradient_equals_double_backward(size: tuple[int, int, int, bo
 
     assert torch.allclose(closed, twice, rtol=0, atol=1e-8)
     assert torch.allclose(closed_gradient, twice_gradient, rtol=0, atol=1e-8)
+
+
+@given(sizes, st.integers(1, 4), st.sampled_from([0.5, 1.0, 3.0]))
+def test_slopes_of_cut_batches_equal_autograd(
+    size: tuple[int, int, int, bool, int], cuts: int, temperature: float
+) -> None:
+    """However the texts are spread, each part's slopes are the gradient of the whole batch's loss."""
+    features, head, labels = problem(*size)
+    rows = head_gradients(features, head(features), labels, size[3]).detach()
+    generator = torch.Generator().manual_seed(size[-1] + 1)
+    nll = torch.rand(len(labels), generator=generator, dtype=torch.float64, requires_grad=True)
+    real = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(matching_loss(real, rows, generation_weights(nll, temperature)), nll)
+
+    weights = generation_weights(nll.detach(), temperature)
+    parts = [slice(cut, None, cuts) for cut in range(cuts)]
+    synthetic = torch.stack([weights[part] @ rows[part] for part in parts]).sum(0)
+    for part in parts:
+        found = nll_slopes(real, synthetic, rows[part], weights[part], temperature)
+        assert torch.allclose(found, expected[part], rtol=1e-7, atol=1e-8)
 
 
 def test_generator_gradient_equals_finite_differences() -> None:
