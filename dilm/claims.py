@@ -15,10 +15,12 @@ from dilm.files import disk_full_named, temporary_name
 
 
 def job_id() -> str:
-    """This process's job: the Slurm job (with its array task), or host and process id."""
+    """This process's job: the Slurm job (with its array task, and its rank but the first), or host and process id."""
     if job := os.environ.get("SLURM_JOB_ID"):
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        return f"slurm-{array}_{task}" if array and task else f"slurm-{job}"
+        rank = os.environ.get("RANK", "0")
+        name = f"slurm-{array}_{task}" if array and task else f"slurm-{job}"
+        return name if rank == "0" else f"{name}-rank{rank}"
     return f"{socket.gethostname()}-{os.getpid()}"
 
 

@@ -7,8 +7,10 @@ from dilm.launch import main
 def run(config: Config) -> None:
     """Make the data sets of one task, method and size."""
     from dilm.stages import generate  # torch, which --help and a typo need not wait for
+    from dilm.world import joined
 
-    generate.run(config)
+    with joined() as world:
+        generate.run(config, world)
 
 
 if __name__ == "__main__":

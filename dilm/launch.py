@@ -106,8 +106,13 @@ def _run_job(run: Callable[[Config], None], composed: DictConfig, failures: list
 
 
 def rewrite(argument: str) -> str:
-    """`match.learner=minilm` names a group's option, which Hydra wants as `learner@match.learner=minilm`."""
+    """`match.learner=minilm` names a group's option, which Hydra wants as `learner@match.learner=minilm`.
+
+    And DeepSpeed's keys are free to add, which Hydra wants to be told.
+    """
     key, equals, value = argument.partition("=")
+    if key.startswith("engine.deepspeed."):
+        return f"++{argument}"
     return f"{GROUP_AT[key]}{equals}{value}" if key in GROUP_AT else argument
 
 
@@ -142,6 +147,8 @@ def options_of(group: str) -> list[str]:
 def _check_key(key: str) -> None:
     kind: object = Config
     for depth, name in enumerate(key.split(".")):
+        if typing.get_origin(kind) is dict:
+            return  # keys of others, checked where their names are known
         if not dataclasses.is_dataclass(kind) or not isinstance(kind, type):
             raise ConfigError(f"{key} is unknown: {'.'.join(key.split('.')[:depth])} has no parts.")
         hints = typing.get_type_hints(kind)

@@ -21,28 +21,37 @@ from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write
 from dilm.sources import cache_folder
 from dilm.streams import candidate_rows
 from dilm.tracking import Progress
+from dilm.world import ALONE, World
 from dilm.writer import Writer
 
 SHARED = -1  # data-set index of candidates that all data sets share
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
-def run(config: Config) -> Artifact:
-    """Make the data sets of one method and size, and the candidates that they are chosen from, or find them."""
+def run(config: Config, world: World = ALONE) -> Artifact:
+    """Make the data sets of one method and size, and the candidates that they are chosen from, or find them.
+
+    Ranks share the writing; choosing is the main one's.
+    """
     cache = cache_folder(config.cache)
-    corpus = load_corpus(config.task, config.data, cache)
+    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
     artifact = dataset_artifact(config, corpus.content_hash)
-    if artifact.exists and not config.force:
-        make(artifact, lambda folder: None, config)
+    if world.share(artifact.exists and not config.force):
+        make(artifact, lambda folder: None, config, ranks=world)
         return artifact
     if config.method in REAL_METHODS:
         candidates = _real_candidates(config, corpus)
     else:
         parent = generator_artifact(config, corpus.content_hash).require()
         pool = candidates_artifact(config, corpus.content_hash)
-        make(pool, lambda folder: _write_candidates(config, pool, parent, folder), config)
+        make(pool, lambda folder: _write_candidates(config, pool, parent, world, folder), config, ranks=world)
         candidates = read_shards(pool.folder)
-    make(artifact, lambda folder: _choose_all(config, artifact, candidates, cache, folder), config)
+
+    def choose(folder: Path) -> None:
+        if world.main:
+            _choose_all(config, artifact, candidates, cache, folder)
+
+    make(artifact, choose, config, ranks=world)
     return artifact
 
 
@@ -56,7 +65,7 @@ def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
     }
 
 
-def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: Path) -> None:
+def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: World, folder: Path) -> None:
     """All well-formed texts of every label, with their NLL; `seed` is the text's index, which seeds its tokens."""
     settings, task = config.generate, config.task
     device = pick_device(config.device, config.threads)
@@ -67,8 +76,9 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: 
     size = settings.pool_dpc if shared else settings.oversample * config.dpc
     batches = list(product(datasets, range(len(task.labels)), range(0, size, settings.batch)))
     parts = []
-    with Progress(len(datasets) * len(task.labels) * size, f"write {config.method}") as bar:
-        for dataset, label, start in batches:
+    with Progress(len(batches), f"write {config.method}", active=world.main) as bar:
+        for number in world.mine(len(batches)):
+            dataset, label, start = batches[number]
             indices = range(start, min(start + settings.batch, size))
             # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
             names = ("candidates", task.name, config.seed, dataset)
@@ -77,9 +87,12 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, folder: 
             texts = [text for text in written.texts if text is not None]
             rows = table(task.fields, texts, [label] * len(good))
             parts.append(shard_table(rows, dataset=dataset, seed=np.asarray(indices)[good], nll=written.nll[good]))
-            bar.update(len(indices))
+            bar.update(world.size)
+    whole = concatenate(world.interleave(world.gather(parts)))
+    if not world.main:
+        return
     about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
-    write_shards(folder, concatenate(parts), _attributes(config, artifact.key, 0 if shared else config.dpc), about)
+    write_shards(folder, whole, _attributes(config, artifact.key, 0 if shared else config.dpc), about)
 
 
 def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:

@@ -1,0 +1,82 @@
+"""The commands under torchrun: what several processes write is what one process writes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dilm.results import read_rows
+from dilm.shards import read_shards
+
+pytestmark = pytest.mark.dist
+KEYS = ["experiment=tiny", "threads=1", "pretrain.steps=100", "checkpoint.steps=10", "generate.batch=16"]
+
+
+def run(root: Path, cache: Path, command: str, *keys: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"]
+    ranks_or_none = [*start, "--rdzv-endpoint", "127.0.0.1:0"] if ranks > 1 else []
+    command_line = [sys.executable, *ranks_or_none, "-m", f"dilm.{command}", *KEYS, *keys]
+    return subprocess.run(
+        [*command_line, f"root={root}", f"cache={cache}"], capture_output=True, text=True, timeout=300
+    )
+
+
+def ended(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> Path:
+    root = tmp_path_factory.mktemp("commands") / "runs"
+    assert ended(run(root, tiny_cache, "train")).count("wrote") == 2
+    return root
+
+
+def test_two_ranks_write_the_same_shards_and_share_the_cells(trained: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    folders = []
+    for ranks in (1, 2):
+        root = tmp_path / f"ranks{ranks}"
+        shutil.copytree(trained, root)
+        said = ended(run(root, tiny_cache, "generate", ranks=ranks))
+        assert said.count("wrote") == 2  # candidates and data sets, each told once
+        ended(run(root, tiny_cache, "evaluate", "learner.freeze_encoder=true", ranks=ranks))
+        assert [row.status for row in read_rows(root)] == ["done"] * 4
+        folders.append(root)
+    for name in ("candidates-dilm", "dilm-dpc4"):
+        one, two = (next(root.glob(f"tiny/{name}-*")) for root in folders)
+        assert read_shards(one).table.texts == read_shards(two).table.texts
+        assert (one / "index.json").exists()
+    values = [{row.key: row.value for row in read_rows(root)} for root in folders]
+    assert values[0] == values[1]
+
+
+def test_lm_and_dilm_differ_in_what_they_write(trained: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    """At the paper's learning rate, in bf16: the change survives export and reloading."""
+    root = tmp_path / "runs"
+    keys = ["precision=bf16", "engine=zero1", "match.optimizer.lr=3e-7", "match.optimizer.warmup=0.0"]
+    ended(run(root, tiny_cache, "train", *keys))
+    for method in ("lm", "dilm"):
+        ended(run(root, tiny_cache, "generate", *keys, f"method={method}"))
+    lm, dilm = (read_shards(next(root.glob(f"tiny/candidates-{method}-*"))) for method in ("lm", "dilm"))
+    assert len(lm) == len(dilm)
+    assert (lm.nll != dilm.nll).any()
+
+
+def test_an_infinite_loss_stops_with_the_step_and_keeps_the_checkpoint(tiny_cache: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, tiny_cache, "train", "pretrain.optimizer.lr=1e18", "pretrain.optimizer.warmup=0.5")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("TrainingError: pretrain: the loss is ")
+    assert "lower pretrain.optimizer.lr" in line
+    assert not list(tmp_path.glob("tiny/lm-tiny-????????????"))
+
+
+def test_a_typo_in_deepspeeds_keys_is_told_before_anything_is_loaded(tiny_cache: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, tiny_cache, "train", "engine=zero2", "engine.deepspeed.zero_optimization.overlap_com=true")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ConfigError: engine.deepspeed.zero_optimization.overlap_com is unknown. Did you mean 'overlap_c")
+    assert not (tmp_path / "tiny").exists()
