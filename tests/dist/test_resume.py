@@ -138,6 +138,23 @@ def test_a_checkpoint_of_two_ranks_resumes_with_one_and_with_four(
         assert distance(artifact(root, "lm"), expected, start) <= 1e-3
 
 
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_ranks_go_on_matching(two_ranks: Path, tiny_cache: Path, tmp_path: Path, stage: int) -> None:
+    """Pool, learner and generator come back on both ranks; without new texts, which rounding could change."""
+    keys = [*RANKS, *MATCH, f"engine=zero{stage}", "match.regenerate_every=4", "match.optimizer.lr=1e-3"]
+    roots = [tmp_path / name for name in ("straight", "killed")]
+    _, parent = sorted(artifacts(two_ranks, "lm"), key=lambda path: len(metrics(path)))
+    for root in roots:
+        shutil.copytree(parent, root / "tiny" / parent.name)
+    train(roots[0], tiny_cache, *keys, ranks=2)
+    killed(roots[1], tiny_cache, "dilm", 8, *keys, ranks=2)
+    assert train(roots[1], tiny_cache, *keys, ranks=2).count("going on from") == 1
+    straight, resumed = (artifact(root, "dilm") for root in roots)
+    assert distance(resumed, straight, parent) <= 1e-3
+    ends = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (resumed, straight)]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
 def test_weights_move_at_the_papers_learning_rate_in_bf16(whole: Path, tiny_cache: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(artifact(whole, "lm"), root / "tiny" / artifact(whole, "lm").name)
