@@ -146,7 +146,11 @@ def check_engine(config: Config, world: World) -> None:
     if config.precision == "bf16" and not config.engine.deepspeed.get("zero_optimization", {}).get("stage"):
         raise ConfigError("DeepSpeed's stage 0 keeps no fp32 master weights; set engine=zero1 or precision=fp32.")
     hands = world.size * config.engine.accumulate
-    texts = {"pretrain.batch": config.pretrain.batch, "match.synthetic_dpc": config.match.synthetic_dpc}
+    texts = {
+        "pretrain.batch": config.pretrain.batch,
+        "match.synthetic_dpc": config.match.synthetic_dpc,
+        "match.learner_batch": config.match.learner_batch,
+    }
     for key, found in texts.items():
         if found < hands:
             raise ConfigError(f"{key} is {found}, fewer than ranks x engine.accumulate = {hands}; raise it.")

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from dilm.batching import by_length, pad
+from dilm.config import Config, OptimizerConfig
 from dilm.device import autocast
-from dilm.engine import Engine
+from dilm.engine import Engine, build_engine
 from dilm.generator import Generator
 from dilm.world import ALONE, World
 
@@ -31,7 +32,8 @@ class TextNLL(nn.Module):
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor, given: int) -> Tensor:
         """NLL in nats of each row's tokens after the first `given`, summed: sums_B."""
-        hidden_BLD = self.model.base_model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        found = self.model.base_model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+        hidden_BLD = found.last_hidden_state
         targets_BL = mask_BL[:, given:].bool()
         nll_N = self.head(hidden_BLD[:, given - 1 : -1][targets_BL], ids_BL[:, given:][targets_BL])
         return torch.zeros(len(ids_BL), device=nll_N.device).index_add(0, targets_BL.nonzero()[:, 0], nll_N)
@@ -93,6 +95,16 @@ def sum_nll(
             sums.append(module(ids_BL, mask_BL, given))
         order.append(torch.as_tensor(rows, device=device))
     return torch.cat(sums)[torch.cat(order).argsort()]
+
+
+def build_likelihood(
+    generator: Generator, config: Config, optimizer: OptimizerConfig, steps: int, world: World, universal: bool
+) -> Engine:
+    """The engine that trains a generator through the likelihood of texts; `universal` as for `build_engine`."""
+    if config.engine.gradient_checkpointing:
+        generator.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = TextNLL(generator.model)
+    return build_engine(module, config.engine, optimizer, steps, config.precision, world, generator.device, universal)
 
 
 def settled(generator: Generator, engine: Engine) -> Generator:

@@ -90,7 +90,7 @@ def measure_engine(steps: int, keys: list[str]) -> None:
     with joined() as world:
         check_engine(config, world)
         pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
-        engine = pretraining._engine(False)
+        engine = pretraining.engine()
         rows = np.random.default_rng(0).choice(len(corpus.train), size=(WARM_UP + steps, config.pretrain.batch))
         tokens = 0
         for number, batch in enumerate(rows):

@@ -20,13 +20,13 @@ from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device, seeded
-from dilm.engine import Engine, TorchEngine, build_engine
+from dilm.engine import Engine, TorchEngine
 from dilm.errors import TrainingError
 from dilm.features import FeatureStore
 from dilm.generator import load_generator
 from dilm.keys import derive_seed
 from dilm.learner import build_learner, text_gradients, text_loss
-from dilm.likelihood import TextNLL, denominators, settled, sum_nll
+from dilm.likelihood import build_likelihood, denominators, settled, sum_nll
 from dilm.matching import generation_weights, gradient_distance, nll_slopes
 from dilm.similarity import SimilarityMonitor
 from dilm.sources import cache_folder
@@ -83,7 +83,7 @@ class Matching:
         settings, world = self.settings, self.world
         total = settings.outer_steps * settings.inner_steps
         checkpoints = Checkpoints(self.artifact, self.config.checkpoint, world)
-        engine, start, state = checkpoints.resume(self._engine, folder / METRICS_FILE)
+        engine, start, state = checkpoints.resume(self.engine, folder / METRICS_FILE)
         monitor = None
         if settings.monitor_every and world.main:
             monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens)
@@ -111,14 +111,11 @@ class Matching:
         if world.main:
             whole.save(folder)
 
-    def _engine(self, universal: bool) -> Engine:
+    def engine(self, universal: bool = False) -> Engine:
+        """What trains the generator."""
         settings = self.settings
         total = settings.outer_steps * settings.inner_steps
-        module = TextNLL(self.generator.model)
-        return build_engine(
-            module, self.config.engine, settings.optimizer, total, self.config.precision, self.world, self.device,
-            universal,
-        )  # fmt: skip
+        return build_likelihood(self.generator, self.config, settings.optimizer, total, self.world, universal)
 
     def _state(self, outer: int, trainer: TorchEngine) -> dict[str, Any]:
         """What a checkpoint needs besides the generator: the pool, and the learner on its way."""

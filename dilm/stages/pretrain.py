@@ -13,11 +13,11 @@ from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device, seeded
-from dilm.engine import Engine, build_engine
+from dilm.engine import Engine
 from dilm.errors import TrainingError
 from dilm.generator import build_generator
 from dilm.keys import derive_seed
-from dilm.likelihood import TextNLL, held_out_scores, settled, sum_nll
+from dilm.likelihood import build_likelihood, held_out_scores, settled, sum_nll
 from dilm.optimizer import Step
 from dilm.sources import cache_folder, model_folder
 from dilm.streams import skip
@@ -51,7 +51,7 @@ class Pretraining:
         """Take all steps, from the newest checkpoint on, and save the generator to `folder`."""
         settings, world = self.config.pretrain, self.world
         checkpoints = Checkpoints(self.artifact, self.config.checkpoint, world)
-        engine, start, _ = checkpoints.resume(self._engine, folder / METRICS_FILE)
+        engine, start, _ = checkpoints.resume(self.engine, folder / METRICS_FILE)
         random = np.random.default_rng(derive_seed("pretrain", *self.names))
         batches = skip(plain_batches(len(self.sequences), settings.batch, random), start)
         with (
@@ -75,13 +75,10 @@ class Pretraining:
         if world.main:
             whole.save(folder)
 
-    def _engine(self, universal: bool) -> Engine:
+    def engine(self, universal: bool = False) -> Engine:
+        """What trains the generator."""
         settings = self.config.pretrain
-        module = TextNLL(self.generator.model)
-        return build_engine(
-            module, self.config.engine, settings.optimizer, settings.steps, self.config.precision, self.world,
-            self.device, universal,
-        )  # fmt: skip
+        return build_likelihood(self.generator, self.config, settings.optimizer, settings.steps, self.world, universal)
 
     def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
         """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""

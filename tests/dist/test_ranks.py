@@ -68,5 +68,13 @@ def test_gradients_and_updates_are_those_of_one_process(runs: Runs, stage: int, 
     compare(runs(ranks, f"engine=zero{stage}", "engine.accumulate=2"), runs.reference, 1e-3)
 
 
-def test_parts_change_nothing(runs: Runs) -> None:
-    compare(runs(1, "engine=torch", "engine.accumulate=3"), runs.reference, 2e-4)
+@pytest.mark.parametrize("key", ["engine.accumulate=3", "engine.gradient_checkpointing=true"])
+def test_saving_memory_changes_nothing(runs: Runs, key: str) -> None:
+    compare(runs(1, "engine=torch", key), runs.reference, 2e-4)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_bf16_stays_near_fp32(runs: Runs, stage: int) -> None:
+    """Forward passes round to 8 bits: gradients within 3%, where a wrong scale would be 100% off."""
+    keys = ("precision=bf16", f"engine=zero{stage}", "engine.accumulate=2")
+    compare(runs(2, *keys), runs.reference, 3e-2)

@@ -87,11 +87,15 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
     corpus = load_corpus(config.task, config.data, cache)
     with joined() as world:
         pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
-        engine = pretraining._engine(False)
+        engine = pretraining.engine()
         pretraining.generator.model.train()
         result = {"pretrain": observed(engine, lambda: pretraining.update(engine, 1, ROWS)[1].loss)}
+        parent = pretrain_artifact(config, corpus.content_hash).folder
+        if world.main and not parent.exists():  # the same generator, whatever the precision
+            parent.symlink_to(next(parent.parent.glob("lm-tiny-????????????")))
+        world.wait()
         matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache, world)
-        engine = matching._engine(False)
+        engine = matching.engine()
         if pool.exists():
             matching._take_pool([PoolOfLabel(**part) for part in json.loads(pool.read_text())], 0)
         else:
