@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from dilm.config import GeneratorConfig, SourceConfig, TaskConfig
@@ -83,3 +84,19 @@ def test_a_text_longer_than_the_model_is_refused(tiny_cache: Path) -> None:
     folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
     with pytest.raises(ConfigError, match=r"task\.max_length is 5000, but the generator has only 256 positions"):
         build_generator(folder, GeneratorConfig("tiny"), TaskConfig("long", ["a"], ["x", "y"], max_length=5000))
+
+
+def test_dropout_is_the_models_own_unless_told(tiny_cache: Path) -> None:
+    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
+    for told, expected in ((None, 0.1), (0.0, 0.0), (0.3, 0.3)):
+        model = build_generator(folder, GeneratorConfig("tiny", dropout=told), TASK).model
+        assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} == {expected}
+
+
+def test_other_weights_make_a_model_of_its_own(generator: Generator) -> None:
+    weights = {name: value + 1 for name, value in generator.model.named_parameters()}
+    other = generator.with_weights(weights)
+    for name, value in other.model.named_parameters():
+        assert torch.equal(value, weights[name])
+    assert other.model.get_output_embeddings().weight is other.model.get_input_embeddings().weight
+    assert other.model is not generator.model
