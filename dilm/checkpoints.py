@@ -62,17 +62,12 @@ class Checkpoints:
         """Write one: all ranks into one temporary folder, which then gets its name. Older ones are removed."""
         final = self.folder / f"step-{step:08d}"
         temporary = self.world.share(temporary_name(final))
+        about = {"step": step, "engine": kind(engine), "ranks": self.world.size}
         try:
             with disk_full_named(final):
-                (temporary / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)
-                self.world.wait()
-                engine.save(temporary / ENGINE_FOLDER)
-                self.world.wait()
+                self._fill(temporary, engine, stage, metrics)
                 if self.world.main:
-                    torch.save(stage, temporary / STAGE_FILE)
-                    if metrics.exists():
-                        shutil.copyfile(metrics, temporary / METRICS_FILE)
-                    _finish(temporary, final, {"step": step, "engine": kind(engine), "ranks": self.world.size})
+                    _finish(temporary, final, about)
         finally:
             if self.world.main:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -80,6 +75,16 @@ class Checkpoints:
             self._prune()
         self.world.wait()
         self._last = time.monotonic()
+
+    def _fill(self, folder: Path, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
+        (folder / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)
+        self.world.wait()
+        engine.save(folder / ENGINE_FOLDER)
+        self.world.wait()
+        if self.world.main:
+            torch.save(stage, folder / STAGE_FILE)
+            if metrics.exists():
+                shutil.copyfile(metrics, folder / METRICS_FILE)
 
     def resume(self, build: Callable[[bool], Engine], metrics: Path) -> tuple[Engine, int, dict[str, Any]]:
         """Build the engine, and bring it and the metrics back to the newest whole checkpoint.

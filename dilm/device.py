@@ -20,12 +20,30 @@ def pick_device(name: str, threads: int | None = None) -> torch.device:
         torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        take_own_gpu()
     if name == "cpu":
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
         )  # else DeepSpeed, which transformers imports, warns of its choice
         _keep_freed_memory()
     return torch.device(name)
+
+
+def take_own_gpu() -> None:
+    """Make this process's GPU the current one: that of its LOCAL_RANK, or the one that the launcher left in sight."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def current_gpu() -> int | None:
+    """The number of the current GPU among those in sight; None without any."""
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
+
+
+def collective_backend() -> str:
+    """What carries tensors between processes: gloo those on CPUs, NCCL those on GPUs."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dilm.config import Config, EngineConfig, OptimizerConfig
-from dilm.device import autocast, out_of_memory, pick_device
+from dilm.device import autocast, pick_device
 from dilm.errors import ConfigError
 from dilm.optimizer import Part, Step, adamw, warmup_cosine
 from dilm.world import ALONE, World
@@ -47,6 +47,10 @@ class Engine(Protocol):
         """Read what `save` wrote."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds besides the module."""
+        ...
+
 
 class TorchEngine:
     """AdamW with linear warm-up and cosine decay, gradients clipped by norm; with more ranks, data parallel."""
@@ -68,19 +72,18 @@ class TorchEngine:
 
     def step(self, *parts: Part) -> Step:
         """Back-propagate the sum of the parts of all ranks, and update."""
-        with out_of_memory():
-            value = torch.zeros(())
-            for part in parts:
-                loss = part()
-                loss.backward()
-                value += loss.detach().float().cpu()
-            value = self.world.sum(value)
-            self._sum_gradients()
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
-            if torch.isfinite(value):
-                self.optimizer.step()
-                self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        value = torch.zeros(())
+        for part in parts:
+            loss = part()
+            loss.backward()
+            value += loss.detach().float().cpu()
+        value = self.world.sum(value)
+        self._sum_gradients()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        if torch.isfinite(value):
+            self.optimizer.step()
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return Step(float(value), float(norm))
 
     def _sum_gradients(self) -> None:
@@ -104,6 +107,9 @@ class TorchEngine:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         self.load_state(torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu", mmap=True))
+
+    def close(self) -> None:
+        """Nothing: it goes with its object."""
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -145,16 +151,22 @@ def check_engine(config: Config, world: World) -> None:
         return
     if config.precision == "bf16" and not config.engine.deepspeed.get("zero_optimization", {}).get("stage"):
         raise ConfigError("DeepSpeed's stage 0 keeps no fp32 master weights; set engine=zero1 or precision=fp32.")
-    hands = world.size * config.engine.accumulate
-    texts = {
-        "pretrain.batch": config.pretrain.batch,
-        "match.synthetic_dpc": config.match.synthetic_dpc,
-        "match.learner_batch": config.match.learner_batch,
-    }
-    for key, found in texts.items():
-        if found < hands:
-            raise ConfigError(f"{key} is {found}, fewer than ranks x engine.accumulate = {hands}; raise it.")
+    _check_shares(config, world)
     check_zero(config.engine.deepspeed.get("zero_optimization", {}))
+
+
+def _check_shares(config: Config, world: World) -> None:
+    """Every rank, and every part of a batch, must have a text."""
+    match, hands = config.match, world.size * config.engine.accumulate
+    texts = {"pretrain.batch": (config.pretrain.batch, hands)}
+    if "match" in config.stages:
+        texts["match.synthetic_dpc"] = match.synthetic_dpc, hands
+        texts["match.learner_batch"] = match.learner_batch, world.size
+        texts["match.real_dpc"] = match.real_dpc, world.size
+    for key, (found, least) in texts.items():
+        if found < least:
+            product = "ranks x engine.accumulate" if least == hands else "the number of ranks"
+            raise ConfigError(f"{key} is {found}, fewer than {product} = {least}; raise it.")
 
 
 def uses_deepspeed(config: EngineConfig, world: World, device: torch.device) -> bool:

@@ -51,9 +51,12 @@ class Generator:
         model = AutoModelForCausalLM.from_config(
             self.model.config, dtype=torch.float32, attn_implementation=attention(self.device)
         )
-        # What is tied has one name among the weights.
+        expected = {name for name, _ in model.named_parameters()}  # what is tied has one name
+        if expected != weights.keys():
+            raise RuntimeError(f"weights of other names than the model's: {sorted(expected ^ weights.keys())}")
         model.load_state_dict(weights, strict=False)
         model.tie_weights()
+        model.generation_config = self.model.generation_config
         return replace(self, model=model.to(self.device).eval())
 
     @property

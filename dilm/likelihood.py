@@ -19,6 +19,7 @@ from dilm.generator import Generator
 from dilm.world import ALONE, World
 
 CPU_TOKENS = 512  # of a batch on a CPU, padding included: there padding costs more than several calls do
+GPU_TOKENS = 16_384  # the same on a GPU, where no gradients are wanted
 TOKENS_PER_CHUNK = 1024  # whose logits are made at a time: each takes some ten bytes for every word of the vocabulary
 
 
@@ -36,7 +37,9 @@ class TextNLL(nn.Module):
         hidden_BLD = found.last_hidden_state
         targets_BL = mask_BL[:, given:].bool()
         nll_N = self.head(hidden_BLD[:, given - 1 : -1][targets_BL], ids_BL[:, given:][targets_BL])
-        return torch.zeros(len(ids_BL), device=nll_N.device).index_add(0, targets_BL.nonzero()[:, 0], nll_N)
+        nll_BL = nll_N.new_zeros(targets_BL.shape)
+        nll_BL[targets_BL] = nll_N
+        return nll_BL.sum(1)
 
 
 class ChunkedHead(nn.Module):
@@ -87,7 +90,9 @@ def sum_nll(
     device, given = generator.device, generator.control.prompt_length
     module = TextNLL(generator.model) if engine is None else engine
     whole = device.type != "cpu" or (engine is not None and engine.lockstep)
-    budget = len(sequences) * max(map(len, sequences)) if whole else CPU_TOKENS
+    budget = CPU_TOKENS
+    if whole:
+        budget = GPU_TOKENS if engine is None else len(sequences) * max(map(len, sequences))
     sums, order = [], []
     for rows in by_length([len(sequence) for sequence in sequences], budget):
         ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)

@@ -124,16 +124,19 @@ def synthetic_pool(
         clusters = None
         if config.diverse:
             embeddings_ND = _embed(learner, tokens, writing.precision, world)
-            found, _ = k_means(embeddings_ND, config.synthetic_dpc, derive_seed("mini-batch", *names, label))
-            clusters = found.tolist()
+            seed = derive_seed("mini-batch", *names, label)
+            # On the main rank alone: with more threads, scikit-learn's sums depend on which of them ends first.
+            found = k_means(embeddings_ND, config.synthetic_dpc, seed)[0].tolist() if world.main else None
+            clusters = world.share(found)
         pool.append(PoolOfLabel(sequences, tokens, clusters))
     return pool
 
 
 def _embed(learner: Learner, tokens: list[list[int]], precision: str, world: World) -> Tensor:
     own = [tokens[index] for index in world.mine(len(tokens))]
-    shares = world.gather(list(forward_all(learner, own, "embed", precision)))
-    return torch.stack(world.interleave(shares))
+    # As arrays: a row of a tensor travels with the whole tensor's memory.
+    shares = world.gather(forward_all(learner, own, "embed", precision).numpy())
+    return torch.from_numpy(np.stack(world.interleave([list(share) for share in shares])))
 
 
 def skip(batches: Iterator[T], n: int) -> Iterator[T]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dilm.device import collective_backend, take_own_gpu
 from dilm.errors import ConfigError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = timedelta(hours=1)  # of a collective call: the others wait while one rank writes a checkpoint
+TIMEOUT = timedelta(days=1)  # of a collective call: the others wait while the main rank clusters a corpus
 T = TypeVar("T")
 
 
@@ -115,11 +115,8 @@ def joined() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus:
-        # A launcher may have narrowed this process's view to its own GPU.
-        torch.cuda.set_device(world.local_rank % gpus)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+    take_own_gpu()
+    dist.init_process_group(collective_backend(), timeout=TIMEOUT)
     try:
         yield world
     finally:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from dilm.config import EngineConfig, OptimizerConfig
-from dilm.device import out_of_memory
-from dilm.errors import ConfigError, did_you_mean
+from dilm.device import collective_backend, current_gpu
+from dilm.errors import ConfigError, TrainingError, did_you_mean
 from dilm.optimizer import Part, Step, adamw, warmup_cosine
 from dilm.world import World
 
@@ -54,7 +54,18 @@ class DeepSpeedEngine:
         self.module = self.engine.module
         for name, parameter in self.module.named_parameters():
             if name in exact:
-                deepspeed.utils.safe_set_full_fp32_param(parameter, exact.pop(name).to(device))
+                self._set_master(parameter, exact.pop(name).to(device))
+
+    def _set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.stage < 3:
+            safe_set_full_fp32_param(parameter, value)
+            return
+        # The stage-3 twin of the above fails where the ranks' shares are not equal: they are cut here.
+        share = -(-value.numel() // self.world.size)
+        padded = nn.functional.pad(value.flatten(), (0, share * self.world.size - value.numel()))
+        safe_set_local_fp32_param(parameter, padded[share * self.world.rank :][:share])
 
     def __call__(self, *inputs: Any) -> Tensor:
         """The module's forward pass, ready for backward."""
@@ -62,20 +73,19 @@ class DeepSpeedEngine:
 
     def step(self, *parts: Part) -> Step:
         """Back-propagate the sum of the parts of all ranks, and update."""
-        with out_of_memory():
-            value = torch.zeros(())
-            for number, part in enumerate(parts, start=1):
-                # More than one backward a step is wrong, without a word, at stages 1 and 2 unless this is told.
-                self.engine.set_gradient_accumulation_boundary(number == len(parts))
-                loss = part()
-                # DeepSpeed takes the mean over ranks.
-                self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
-                value += loss.detach().float().cpu()
-            value = self.world.sum(value)
-            if not torch.isfinite(value):
-                return Step(float(value), float("nan"))
-            norm = self._norm() if self.stage == 0 else None
-            self.engine.step()
+        value = torch.zeros(())
+        for number, part in enumerate(parts, start=1):
+            # More than one backward a step is wrong, without a word, at stages 1 and 2 unless this is told.
+            self.engine.set_gradient_accumulation_boundary(number == len(parts))
+            loss = part()
+            # DeepSpeed takes the mean over ranks.
+            self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+            value += loss.detach().float().cpu()
+        value = self.world.sum(value)
+        if not torch.isfinite(value):
+            return Step(float(value), float("nan"))
+        norm = self._norm() if self.stage == 0 else None
+        self.engine.step()
         return Step(float(value), float(self.engine.get_global_grad_norm() if norm is None else norm))
 
     def _norm(self) -> Tensor:
@@ -98,13 +108,22 @@ class DeepSpeedEngine:
         """Write every rank's part of weights, optimizer and schedule."""
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG)
 
+    def close(self) -> None:
+        """Give back the optimizer's states and buffers, which DeepSpeed ties to the module."""
+        self.engine.destroy()
+
+    def _read(self, folder: Path, tag: str) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise TrainingError(f"DeepSpeed found no checkpoint in {folder / tag}; remove it to go on from another.")
+
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, or, in a `universal` engine, its conversion for other numbers of ranks."""
         if not self.engine.load_universal_checkpoint():
-            self.engine.load_checkpoint(str(folder), tag=STATE_TAG)
+            self._read(folder, STATE_TAG)
             return
         decays = [group["weight_decay"] for group in self.inner.param_groups]
-        self.engine.load_checkpoint(str(folder), tag=f"{STATE_TAG}_universal")
+        self._read(folder, f"{STATE_TAG}_universal")
         # DeepSpeed 0.19.8 gives all groups the first one's decay, and lets them share one count of steps, which each
         # of them then raises.
         for group, decay in zip(self.inner.param_groups, decays, strict=True):
@@ -154,8 +173,10 @@ def import_deepspeed() -> Any:
     """DeepSpeed, quiet, with nothing compiled at run time, and with a process group."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)  # else it looks for MPI
+    if (gpu := current_gpu()) is not None:
+        os.environ["LOCAL_RANK"] = str(gpu)  # it takes this for the GPU's number, also where others are out of sight
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(collective_backend(), store=HashStore(), rank=0, world_size=1)
     import deepspeed
     import deepspeed.ops
 

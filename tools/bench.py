@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3")
+ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 DEFAULTS = ("experiment=tiny", "generator=smollm2", "pretrain.batch=16")
 WARM_UP = 2  # steps that aren't timed
 GIB = 2**30
@@ -38,7 +38,7 @@ def main() -> None:
 
 def compare_engines(ranks: list[int], steps: int, keys: list[str]) -> None:
     """Print a line for every engine and number of ranks; speeds are also told against plain torch."""
-    print("engine  ranks  precision  tokens/s  of torch  peak GiB  device", flush=True)
+    print("engine        ranks  precision  tokens/s  of torch  peak GiB  device", flush=True)
     baseline = None
     for n in ranks:
         for engine in ENGINES:
@@ -48,7 +48,7 @@ def compare_engines(ranks: list[int], steps: int, keys: list[str]) -> None:
             found = _child(n, steps, [*DEFAULTS, *keys, *precision, f"engine={engine}"])
             baseline = baseline or found["speed"]
             print(
-                f"{engine:7} {n:5}  {found['precision']:9}  {found['speed']:8,.0f}  {found['speed'] / baseline:8.2f}"
+                f"{engine:13} {n:5}  {found['precision']:9}  {found['speed']:8,.0f}  {found['speed'] / baseline:8.2f}"
                 f"  {found['memory'] / GIB:8.2f}  {found['device']}",
                 flush=True,
             )
@@ -91,6 +91,7 @@ def measure_engine(steps: int, keys: list[str]) -> None:
         check_engine(config, world)
         pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
         engine = pretraining.engine()
+        pretraining.generator.model.train()
         rows = np.random.default_rng(0).choice(len(corpus.train), size=(WARM_UP + steps, config.pretrain.batch))
         tokens = 0
         for number, batch in enumerate(rows):

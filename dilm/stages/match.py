@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dilm.artifacts import Artifact, make, match_artifact, pretrain_artifact
@@ -19,7 +20,7 @@ from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
-from dilm.device import pick_device, seeded
+from dilm.device import out_of_memory, pick_device, seeded
 from dilm.engine import Engine, TorchEngine
 from dilm.errors import TrainingError
 from dilm.features import FeatureStore
@@ -42,7 +43,12 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     artifact = match_artifact(config, corpus.content_hash)
     if config.force or not artifact.exists:
         pretrain_artifact(config, corpus.content_hash).require()
-    make(artifact, lambda folder: Matching(config, corpus, artifact, cache, world).train(folder), config, ranks=world)
+
+    def build(folder: Path) -> None:
+        with out_of_memory():
+            Matching(config, corpus, artifact, cache, world).train(folder)
+
+    make(artifact, build, config, ranks=world)
     return artifact
 
 
@@ -66,15 +72,15 @@ class Matching:
         self.n_labels = len(config.task.labels)
         parent = pretrain_artifact(config, corpus.content_hash).require()
         self.generator = load_generator(parent, config.generator, config.task, self.device)
-        store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
-        sets = world.first(lambda: teacher_sets(corpus.train, self.settings, store, self.names))
-        self.real = real_batches(sets, self.settings.real_dpc, self.names)
+        self.store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
         self.learner = world.first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
         self.tokens = self.learner.tokenize(corpus.train.texts)
         self.learner_rows = plain_batches(
             len(corpus.train), self.settings.learner_batch, np.random.default_rng(derive_seed("learner", *self.names))
         )
         self.writing = Writing(config.precision, config.generate.top_p, config.generate.batch)
+        self.sets: list[list[np.ndarray]] = []
+        self.real: Iterator[list[np.ndarray]] = iter(())
         self.pool: list[PoolOfLabel] = []
         self.batches: list[Iterator[np.ndarray]] = []
 
@@ -87,7 +93,11 @@ class Matching:
         monitor = None
         if settings.monitor_every and world.main:
             monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens)
-        trainer = self._restore(start, state) if start else self._fresh_learner(0)
+        if start:
+            trainer = self._restore(start, state)
+        else:
+            self.choose_teacher()
+            trainer = self._fresh_learner(0)
         with (
             Tracker(folder, self.config, self.artifact.key, "match", world.main) as tracker,
             Progress(total, "match", start, world.main) as bar,
@@ -100,7 +110,7 @@ class Matching:
                     trainer = self._begin(engine, outer)
                 metrics = self.update(engine, step)
                 self._train_learner(trainer, outer, inner)
-                bar.update(loss=metrics["loss"])
+                bar.update(loss=metrics["loss"], tokens=int(metrics.pop("tokens")))
                 if step % settings.log_every == 0 or step == total:
                     tracker.log(step, **metrics)
                 if step == total or (settings.monitor_every and step % settings.monitor_every == 0):
@@ -110,6 +120,7 @@ class Matching:
         whole = settled(self.generator, engine)
         if world.main:
             whole.save(folder)
+        engine.close()
 
     def engine(self, universal: bool = False) -> Engine:
         """What trains the generator."""
@@ -117,15 +128,27 @@ class Matching:
         total = settings.outer_steps * settings.inner_steps
         return build_likelihood(self.generator, self.config, settings.optimizer, total, self.world, universal)
 
+    def choose_teacher(self) -> None:
+        """The sets that real batches come from, the same on all ranks."""
+        found = teacher_sets(self.corpus.train, self.settings, self.store, self.names) if self.world.main else []
+        self._take_sets(self.world.share(found))
+
+    def _take_sets(self, sets: list[list[np.ndarray]]) -> None:
+        self.sets = sets
+        self.real = real_batches(sets, self.settings.real_dpc, self.names)
+
     def _state(self, outer: int, trainer: TorchEngine) -> dict[str, Any]:
         """What a checkpoint needs besides the generator: the pool, and the learner on its way."""
         written = outer - outer % self.settings.regenerate_every
-        return {"pool": [asdict(part) for part in self.pool], "outer": written, "learner": trainer.state()}
+        sets = [[rows.tolist() for rows in chosen] for chosen in self.sets]
+        pool = [asdict(part) for part in self.pool]
+        return {"pool": pool, "outer": written, "sets": sets, "learner": trainer.state()}
 
     def _restore(self, start: int, state: dict[str, Any]) -> TorchEngine:
         """Pool, learner and streams as they were after `start` updates."""
         settings = self.settings
         self._take_pool([PoolOfLabel(**part) for part in state["pool"]], state["outer"])
+        self._take_sets([[np.array(rows) for rows in chosen] for chosen in state["sets"]])
         for batches in self.batches:
             skip(batches, start - state["outer"] * settings.inner_steps)
         skip(self.real, start * settings.real_batches)
@@ -198,7 +221,8 @@ class Matching:
                 f"match: the loss is {loss} and its gradient's norm {done.norm} at update {step}, on the texts of "
                 f"outer step {(step - 1) // self.settings.inner_steps}; lower match.optimizer.lr."
             )
-        return {"loss": loss, "gradient_norm": done.norm, "effective_texts": effective}
+        n_tokens = sum(map(len, drawn.sequences))
+        return {"loss": loss, "gradient_norm": done.norm, "effective_texts": effective, "tokens": n_tokens}
 
     def _match(self, drawn: Drawn, own: np.ndarray, nll_B: Tensor) -> tuple[Tensor, Tensor, float]:
         """Matching loss of each label, its mean's slopes in every own text's nll, and how many texts really count."""
@@ -225,7 +249,7 @@ class Matching:
 
     def _label_sums(self, rows_BP: Tensor, labels_B: np.ndarray) -> Tensor:
         labels = torch.as_tensor(labels_B, device=rows_BP.device)
-        return rows_BP.new_zeros(self.n_labels, rows_BP.shape[1]).index_add(0, labels, rows_BP)
+        return F.one_hot(labels, self.n_labels).to(rows_BP.dtype).T @ rows_BP
 
     def _real_gradients(self) -> Tensor:
         """Mean gradient of real texts for each label, real_CP, over `real_batches` batches that ranks share."""
@@ -258,7 +282,11 @@ class Matching:
 
         with seeded(derive_seed("learner dropout", *self.names, outer, inner, *rank), self.device):
             for _ in range(self.settings.learner_steps):
-                trainer.step(partial(part, next(self.learner_rows)))
+                loss = trainer.step(partial(part, next(self.learner_rows))).loss
+                if not np.isfinite(loss):
+                    raise TrainingError(
+                        f"match: the learner's loss is {loss} in outer step {outer}; lower match.learner_optimizer.lr."
+                    )
 
     def _measure(self, engine: Engine, monitor: SimilarityMonitor | None, tracker: Tracker, step: int) -> None:
         if self.settings.monitor_every:

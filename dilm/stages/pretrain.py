@@ -12,7 +12,7 @@ from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
-from dilm.device import pick_device, seeded
+from dilm.device import out_of_memory, pick_device, seeded
 from dilm.engine import Engine
 from dilm.errors import TrainingError
 from dilm.generator import build_generator
@@ -30,9 +30,12 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     cache = cache_folder(config.cache)
     corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
     artifact = pretrain_artifact(config, corpus.content_hash)
-    make(
-        artifact, lambda folder: Pretraining(config, corpus, artifact, cache, world).train(folder), config, ranks=world
-    )
+
+    def build(folder: Path) -> None:
+        with out_of_memory():
+            Pretraining(config, corpus, artifact, cache, world).train(folder)
+
+    make(artifact, build, config, ranks=world)
     return artifact
 
 
@@ -74,6 +77,7 @@ class Pretraining:
         whole = settled(self.generator, engine)
         if world.main:
             whole.save(folder)
+        engine.close()
 
     def engine(self, universal: bool = False) -> Engine:
         """What trains the generator."""

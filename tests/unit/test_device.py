@@ -1,8 +1,10 @@
 """Seeds that leave no trace, and precision."""
 
+import pytest
 import torch
 
-from dilm.device import autocast, pick_device, seeded
+from dilm.device import autocast, out_of_memory, pick_device, seeded
+from dilm.errors import TrainingError
 
 CPU = torch.device("cpu")
 
@@ -28,3 +30,10 @@ def test_autocast_follows_the_precision() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == product.dtype == torch.float32
+
+
+def test_full_memory_is_told_with_advice() -> None:
+    with pytest.raises(TrainingError, match=r"out of memory .* Raise engine\.accumulate"), out_of_memory():
+        torch.zeros(2**50)
+    with pytest.raises(RuntimeError, match="size"), out_of_memory():
+        torch.zeros(2) @ torch.zeros(3)

@@ -62,10 +62,23 @@ def compare(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -
             assert distance(found[stage][what], expected[stage][what]) <= tolerance, (stage, what)
 
 
+def zero(stage: int) -> list[str]:
+    """At stage 3 nothing is so small that it stays whole."""
+    threshold = "++engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
+    return [f"engine=zero{stage}", *([threshold] if stage == 3 else [])]
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradients_and_updates_are_those_of_one_process(runs: Runs, stage: int, ranks: int) -> None:
-    compare(runs(ranks, f"engine=zero{stage}", "engine.accumulate=2"), runs.reference, 1e-3)
+    compare(runs(ranks, *zero(stage), "engine.accumulate=2"), runs.reference, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero1", "zero3", "zero3_offload"])
+def test_three_ranks_and_whole_batches(runs: Runs, engine: str) -> None:
+    """Parameters that three ranks can't share equally, and one backward pass a step."""
+    compare(runs(3, f"engine={engine}"), runs.reference, 1e-3)
 
 
 @pytest.mark.parametrize("key", ["engine.accumulate=3", "engine.gradient_checkpointing=true"])
@@ -73,8 +86,10 @@ def test_saving_memory_changes_nothing(runs: Runs, key: str) -> None:
     compare(runs(1, "engine=torch", key), runs.reference, 2e-4)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_bf16_stays_near_fp32(runs: Runs, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "ranks"), [(2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 2), (3, 2), (3, 3)))]
+)
+def test_bf16_stays_near_fp32(runs: Runs, stage: int, ranks: int) -> None:
     """Forward passes round to 8 bits: gradients within 3%, where a wrong scale would be 100% off."""
-    keys = ("precision=bf16", f"engine=zero{stage}", "engine.accumulate=2")
-    compare(runs(2, *keys), runs.reference, 3e-2)
+    keys = ("precision=bf16", *zero(stage), "engine.accumulate=2")
+    compare(runs(ranks, *keys), runs.reference, 3e-2)
