@@ -78,5 +78,7 @@ def test_a_typo_in_deepspeeds_keys_is_told_before_anything_is_loaded(tiny_cache:
     done = run(tmp_path, tiny_cache, "train", "engine=zero2", "engine.deepspeed.zero_optimization.overlap_com=true")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ConfigError: engine.deepspeed.zero_optimization.overlap_com is unknown. Did you mean 'overlap_c")
+    assert line.startswith(
+        "ConfigError: engine.deepspeed.zero_optimization.overlap_com is unknown. Did you mean 'overlap_c"
+    )
     assert not (tmp_path / "tiny").exists()

@@ -101,6 +101,18 @@ def test_one_process_ends_with_the_same_bytes(
     assert not list(root.rglob("*.tmp-*"))
 
 
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_one_process_of_deepspeed_ends_with_the_same_bytes(tiny_cache: Path, tmp_path: Path, stage: int) -> None:
+    """In bf16, whose masters, sums and moments are files of their own."""
+    keys = ["stages=[pretrain]", "pretrain.steps=12", "checkpoint.steps=3", "precision=bf16", f"engine=zero{stage}"]
+    train(tmp_path / "straight", tiny_cache, *keys)
+    killed(tmp_path / "killed", tiny_cache, "lm", 6, *keys)
+    assert "going on from" in train(tmp_path / "killed", tiny_cache, *keys)
+    straight, resumed = (artifact(tmp_path / name, "lm") for name in ("straight", "killed"))
+    assert sha256_file(resumed / "model.safetensors") == sha256_file(straight / "model.safetensors")
+    assert metrics(resumed) == metrics(straight)
+
+
 def distance(found: Path, expected: Path, start: Path) -> float:
     """Relative to how far training went: ‖Δ − Δ_ref‖ / ‖Δ_ref‖."""
     a, b, zero = (load_file(folder / "model.safetensors") for folder in (found, expected, start))
@@ -138,6 +150,20 @@ def test_a_checkpoint_of_two_ranks_resumes_with_one_and_with_four(
         assert distance(artifact(root, "lm"), expected, start) <= 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_bf16_checkpoint_resumes_with_other_ranks(
+    two_ranks: Path, tiny_cache: Path, tmp_path: Path, stage: int
+) -> None:
+    """bf16 rounds each rank's sums: the end is that of an undisturbed run within 5% of the way."""
+    keys = ["stages=[pretrain]", *RANKS, f"engine=zero{stage}", "precision=bf16"]
+    train(tmp_path / "straight", tiny_cache, *keys, ranks=2)
+    killed(tmp_path / "killed", tiny_cache, "lm", 4, *keys, ranks=2)
+    assert train(tmp_path / "killed", tiny_cache, *keys, ranks=1).count("going on from") == 1
+    start, _ = sorted(artifacts(two_ranks, "lm"), key=lambda path: len(metrics(path)))
+    assert distance(artifact(tmp_path / "killed", "lm"), artifact(tmp_path / "straight", "lm"), start) <= 5e-2
+
+
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_ranks_go_on_matching(two_ranks: Path, tiny_cache: Path, tmp_path: Path, stage: int) -> None:
     """Pool, learner and generator come back on both ranks; without new texts, which rounding could change."""
@@ -159,7 +185,13 @@ def test_weights_move_at_the_papers_learning_rate_in_bf16(whole: Path, tiny_cach
     root = tmp_path / "runs"
     shutil.copytree(artifact(whole, "lm"), root / "tiny" / artifact(whole, "lm").name)
     # The parent of a bf16 run is another artifact, of two steps here.
-    keys = ["precision=bf16", "engine=zero1", "pretrain.steps=2", "match.optimizer.lr=3e-7", "match.optimizer.warmup=0.0"]
+    keys = [
+        "precision=bf16",
+        "engine=zero1",
+        "pretrain.steps=2",
+        "match.optimizer.lr=3e-7",
+        "match.optimizer.warmup=0.0",
+    ]
     train(root, tiny_cache, *keys)
     after = load_file(artifact(root, "dilm") / "model.safetensors")
     (parent,) = (path for path in artifacts(root, "lm") if path.name != artifact(whole, "lm").name)

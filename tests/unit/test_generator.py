@@ -5,34 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import TASK, rows
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from dilm.config import GeneratorConfig, SourceConfig, TaskConfig
-from dilm.data import table
 from dilm.errors import ConfigError
 from dilm.generator import Generator, build_generator, load_generator
 from dilm.sources import model_folder
-
-TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max_length=24)
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_cache: Path) -> Generator:
-    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
-    built = build_generator(folder, GeneratorConfig("tiny"), TASK)
-    built.model.eval()
-    return built
 
 
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def rows(generator: Generator, *texts: tuple[str, str]) -> list[list[int]]:
-    return generator.encode(table(["a", "b"], list(texts), [0] * len(texts)))
 
 
 def test_new_tokens_start_from_the_models_own(generator: Generator, tiny_cache: Path) -> None:

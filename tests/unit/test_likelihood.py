@@ -1,38 +1,22 @@
 """How likely texts are: without padding's influence, in chunks, over tokens."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pairs import rows
 from torch.nn import functional as F
 
-from dilm.config import GeneratorConfig, SourceConfig, TaskConfig
 from dilm.data import table
-from dilm.generator import Generator, build_generator
+from dilm.generator import Generator
 from dilm.likelihood import held_out_scores, text_nll
-from dilm.sources import model_folder
-
-TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max_length=24)
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_cache: Path) -> Generator:
-    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
-    built = build_generator(folder, GeneratorConfig("tiny"), TASK)
-    built.model.eval()
-    return built
 
 
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def rows(generator: Generator, *texts: tuple[str, str]) -> list[list[int]]:
-    return generator.encode(table(["a", "b"], list(texts), [0] * len(texts)))
 
 
 def test_nll_is_that_of_the_model_and_independent_of_batch_mates(

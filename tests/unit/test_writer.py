@@ -7,34 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pairs import TASK, rows
 from torch.nn import functional as F
 
-from dilm.config import GeneratorConfig, SourceConfig, TaskConfig
-from dilm.data import table
+from dilm.config import GeneratorConfig, SourceConfig
 from dilm.generator import Generator, build_generator
 from dilm.likelihood import text_nll
 from dilm.sources import model_folder
 from dilm.writer import Writer, nucleus_draw, text_uniforms
-
-TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max_length=24)
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_cache: Path) -> Generator:
-    folder = model_folder("tiny", SourceConfig(built="tiny-gpt2"), tiny_cache)
-    built = build_generator(folder, GeneratorConfig("tiny"), TASK)
-    built.model.eval()
-    return built
 
 
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def rows(generator: Generator, *texts: tuple[str, str]) -> list[list[int]]:
-    return generator.encode(table(["a", "b"], list(texts), [0] * len(texts)))
 
 
 def test_nucleus_draw_follows_the_truncated_distribution() -> None:
