@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
 
 from dilm.config import EngineConfig, OptimizerConfig
 from dilm.device import collective_backend, current_gpu
@@ -36,7 +35,7 @@ class DeepSpeedEngine:
     ) -> None:
         deepspeed = import_deepspeed()
         self.world = world
-        keys = deepspeed_keys(config, optimizer.clip, precision, device)
+        keys = deepspeed_keys(config, optimizer.clip, precision)
         self.stage = int(keys["zero_optimization"].get("stage", 0))
         self.lockstep = self.stage == 3  # it gathers the weights at every call
         if universal:
@@ -153,7 +152,7 @@ def check_zero(keys: Mapping[str, Any]) -> None:
         raise ConfigError(f"{place} is {first['input']!r}: {first['msg']}.") from error
 
 
-def deepspeed_keys(config: EngineConfig, clip: float, precision: str, device: torch.device) -> dict[str, Any]:
+def deepspeed_keys(config: EngineConfig, clip: float, precision: str) -> dict[str, Any]:
     """DeepSpeed's whole configuration: what the user gave, and what follows from the other keys."""
     keys: dict[str, Any] = {
         **config.deepspeed,
@@ -176,7 +175,8 @@ def import_deepspeed() -> Any:
     if (gpu := current_gpu()) is not None:
         os.environ["LOCAL_RANK"] = str(gpu)  # it takes this for the GPU's number, also where others are out of sight
     if not dist.is_initialized():
-        dist.init_process_group(collective_backend(), store=HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(collective_backend(), store=store, rank=0, world_size=1)
     import deepspeed
     import deepspeed.ops
 

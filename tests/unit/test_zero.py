@@ -1,23 +1,20 @@
 """DeepSpeed's keys: what follows from ours, and what it would ignore in silence."""
 
 import pytest
-import torch
 
 from dilm.config import EngineConfig
 from dilm.errors import ConfigError
 from dilm.zero import check_zero, deepspeed_keys
 
-CPU = torch.device("cpu")
-
 
 def test_precision_and_clipping_reach_deepspeed() -> None:
     config = EngineConfig("zero2", {"zero_optimization": {"stage": 2}})
-    keys = deepspeed_keys(config, 0.5, "bf16", CPU)
+    keys = deepspeed_keys(config, 0.5, "bf16")
     assert keys["gradient_clipping"] == 0.5
     assert keys["bf16"] == {"enabled": True}
     assert keys["data_types"] == {"grad_accum_dtype": "fp32"}  # else sums are bf16 too
     assert keys["zero_optimization"] == {"stage": 2}
-    assert "bf16" not in deepspeed_keys(config, 0.5, "fp32", CPU)
+    assert "bf16" not in deepspeed_keys(config, 0.5, "fp32")
     assert config.deepspeed == {"zero_optimization": {"stage": 2}}
 
 
