@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
-DEFAULTS = ("experiment=tiny", "generator=smollm2", "pretrain.batch=16")
+DEFAULTS = ("experiment=tiny", "generator=smollm2", "pretrain.batch=16", "precision=bf16")
 WARM_UP = 2  # steps that aren't timed
 GIB = 2**30
 
