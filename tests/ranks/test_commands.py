@@ -66,12 +66,14 @@ def test_lm_and_dilm_differ_in_what_they_write(trained: Path, tiny_cache: Path, 
 
 
 def test_an_infinite_loss_stops_with_the_step_and_keeps_the_checkpoint(tiny_cache: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, tiny_cache, "train", "pretrain.optimizer.lr=1e18", "pretrain.optimizer.warmup=0.5")
+    keys = ["pretrain.optimizer.lr=1e18", "pretrain.optimizer.warmup=0.5", "checkpoint.steps=1"]
+    done = run(tmp_path, tiny_cache, "train", *keys)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("TrainingError: pretrain: the loss is ")
     assert "lower pretrain.optimizer.lr" in line
     assert not list(tmp_path.glob("tiny/lm-tiny-????????????"))
+    assert list(tmp_path.glob("tiny/lm-tiny-*.state/step-*/manifest.json"))
 
 
 def test_a_typo_in_deepspeeds_keys_is_told_before_anything_is_loaded(tiny_cache: Path, tmp_path: Path) -> None:
