@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dilm import signals
 from dilm.checks import typed
 from dilm.config import CONF_FOLDER, Config, TaskConfig, attach
 from dilm.errors import ConfigError, DilmError, DiskFullError, MissingArtifactError, did_you_mean
@@ -62,6 +63,7 @@ def fail(error: DilmError) -> None:
 
 
 def _main(about: str, run: Callable[[Config], None]) -> None:
+    signals.listen()
     attach()
     OmegaConf.register_new_resolver("dilm_about", lambda: about, replace=True)
     OmegaConf.register_new_resolver("dilm_command", lambda: f"python -m dilm.{Path(sys.argv[0]).stem}", replace=True)

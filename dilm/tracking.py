@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dilm import signals
 from dilm.config import Config
 from dilm.errors import ConfigError
 from dilm.files import TEMPORARY
@@ -40,6 +41,7 @@ class Progress:
 
     def update(self, n: int = 1, tokens: int = 0, **values: float) -> None:
         """Say that `n` more are done, with `tokens` of text, and how things stand."""
+        signals.check()
         self.done += n
         self.tokens += tokens
         now = time.monotonic()

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
 errors keys files config checks text convert tiny sources data claims artifacts shards results statistics
-tracking mlflow_store
+signals tracking mlflow_store
 matching clustering selection metrics
 device batching world optimizer zero engine generator likelihood writer checkpoints learner features streams similarity
 """.split()
