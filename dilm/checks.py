@@ -108,6 +108,14 @@ def _check_engine(config: Config) -> None:
             raise ConfigError(f"engine.deepspeed.{key} follows from {DERIVED_KEYS[key]}; set that instead.")
         if key not in DEEPSPEED_KEYS:
             raise ConfigError(f"engine.deepspeed.{key} is unknown.{did_you_mean(key, DEEPSPEED_KEYS)}")
+    name, zero = config.engine.name, config.engine.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"engine.deepspeed.zero_optimization is {zero!r}; it has keys, such as stage.")
+    stage = zero.get("stage", 0)
+    if name.startswith("zero") and not name.startswith(f"zero{stage}"):
+        raise ConfigError(
+            f"engine.name is {name!r}, but its ZeRO stage is {stage}; choose the whole group: engine={name}."
+        )
     if config.engine.name == "zero0" and config.precision == "bf16":
         raise ConfigError(
             "engine=zero0 with precision=bf16 is refused: DeepSpeed's stage 0 has no fp32 master weights, and its "

@@ -79,6 +79,8 @@ def test_wrong_types_and_unknown_keys_are_refused(override: str) -> None:
         ("stages=[pretrain,mach]", "stages names 'mach'. Did you mean 'match'"),
         ("evaluate.n_datasets=30", "evaluate.n_datasets is 30, but only n_datasets=20"),
         ("match.learner_steps=30", "match.learner_schedule is 200, but a learner is trained for"),
+        ("engine.deepspeed.zero_optimization=3", "engine.deepspeed.zero_optimization is 3; it has keys"),
+        ("engine.name=zero2", "engine.name is 'zero2', but its ZeRO stage is 1; choose the whole group: engine=zero2"),
         ("engine=zero0", "engine=zero0 with precision=bf16 is refused"),
         ("+engine.deepspeed.optimiser={}", "engine.deepspeed.optimiser is unknown. Known: "),
         ("+engine.deepspeed.optimizer={}", "engine.deepspeed.optimizer follows from pretrain.optimizer"),
