@@ -192,25 +192,6 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
     return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)
 
 
-def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
-    """What determines an evaluation besides the data set and the seed."""
-    settings = config.evaluate
-    frozen = config.learner.freeze_encoder
-    optimizer = plain(settings.optimizer) | ({"lr": settings.head_lr} if frozen else {})
-    return {
-        "version": STAGE_VERSION["evaluate"],
-        "evaluator": config.evaluator,
-        "learner": learner_science(config.learner) | {"freeze_encoder": frozen},
-        "steps": settings.steps,
-        "batch": settings.batch,
-        "optimizer": optimizer,
-        "metric": config.task.metric,
-        "dev": dev_hash,
-        "precision": config.precision,
-        "seed": config.seed,
-    }
-
-
 def make(
     artifact: Artifact,
     build: Callable[[Path], None],

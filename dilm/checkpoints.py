@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
+from dilm import signals
 from dilm.artifacts import Artifact
 from dilm.config import CheckpointConfig
 from dilm.engine import Engine
 from dilm.errors import ConfigError, TrainingError
 from dilm.files import TEMPORARY, disk_full_named, new_folder, read_json, sha256_file, temporary_name, write_json
+from dilm.signals import Stopped
 from dilm.tracking import METRICS_FILE
 from dilm.world import World
 from dilm.zero import STATE_TAG, DeepSpeedEngine
@@ -49,17 +51,20 @@ class Checkpoints:
         self.folder = artifact.state
         self.config, self.world = config, world
         self._last = time.monotonic()
+        self._told = False
 
     def due(self, step: int) -> bool:
-        """Whether to write one after this step. The main process's clock decides."""
+        """Whether to write one after this step: the main process's clock decides, or a signal that any rank has got."""
         minutes = self.config.minutes
-        late = minutes is not None and time.monotonic() - self._last >= 60 * minutes
-        if minutes is not None and self.world.size > 1:
-            late = self.world.share(late)
-        return late or (self.config.steps is not None and step % self.config.steps == 0)
+        late = self.world.main and minutes is not None and time.monotonic() - self._last >= 60 * minutes
+        late, self._told = self.world.any(late, signals.told() is not None)
+        return late or self._told or (self.config.steps is not None and step % self.config.steps == 0)
 
     def save(self, step: int, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
-        """Write one: all ranks into one temporary folder, which then gets its name. Older ones are removed."""
+        """Write one: all ranks into one temporary folder, which then gets its name. Older ones are removed.
+
+        Raises Stopped, on all ranks, where the run was told to stop.
+        """
         final = self.folder / f"step-{step:08d}"
         temporary = self.world.share(temporary_name(final))
         about = {"step": step, "engine": kind(engine), "ranks": self.world.size}
@@ -75,6 +80,8 @@ class Checkpoints:
             self._prune()
         self.world.wait()
         self._last = time.monotonic()
+        if self._told:
+            raise Stopped
 
     def _fill(self, folder: Path, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
         (folder / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)

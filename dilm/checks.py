@@ -4,12 +4,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dilm.config import DEVICES, ENGINES, METHODS, METRICS, POOLINGS, STAGES, Config
+from dilm.config import DEVICES, ENGINES, EVALUATORS, METHODS, METRICS, POOLINGS, STAGES, Config
 from dilm.errors import ConfigError, did_you_mean
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
-    "evaluator": ("finetune",),
+    "evaluator": EVALUATORS,
     "precision": ("bf16", "fp32"),
     "device": DEVICES,
     "tracking": ("jsonl", "mlflow"),
@@ -44,13 +44,17 @@ DERIVED_KEYS = {
     "data_types": "precision",
 }
 
+COMMANDS = ("train", "generate", "evaluate", "collect")  # that run as jobs
+
 AT_LEAST_ONE = (
     "dpc n_datasets n_seeds threads pretrain.steps pretrain.batch pretrain.log_every match.outer_steps "
     "match.inner_steps match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch evaluate.steps evaluate.batch evaluate.n_datasets task.max_length "
-    "learner.max_length engine.accumulate checkpoint.steps checkpoint.keep"
+    "learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes launcher.tasks launcher.cpus "
+    "launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job site.cpus site.mem_gb "
+    "site.max_array_size"
 ).split()
 
 POSITIVE = (
@@ -61,7 +65,8 @@ POSITIVE = (
 
 NOT_NEGATIVE = (
     "data.valid_rows pretrain.valid_every match.learner_steps match.monitor_every pretrain.optimizer.warmup "
-    "match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup"
+    "match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup launcher.gpus "
+    "launcher.max_requeues site.gpus site.signal_seconds"
 ).split()
 
 
@@ -82,6 +87,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, STAGES)}")
     _check_numbers(config)
     _check_engine(config)
+    _check_site(config)
     match = config.match
     if match.learner_schedule < (steps := match.inner_steps * match.learner_steps):
         raise ConfigError(
@@ -95,6 +101,12 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"evaluate.n_datasets is {wanted}, but only n_datasets={config.n_datasets} data sets are made; "
             "lower the one or raise the other."
+        )
+    n_cells = (wanted or config.n_datasets) * config.n_seeds
+    if beyond := [cell for cell in config.evaluate.cells or [] if not 0 <= cell < n_cells]:
+        raise ConfigError(
+            f"evaluate.cells names {beyond[0]}, but {wanted or config.n_datasets} data sets x {config.n_seeds} seeds "
+            f"have the cells 0 to {n_cells - 1}."
         )
     if not config.task.fields or len(config.task.labels) < 2:
         raise ConfigError(
@@ -123,6 +135,14 @@ def _check_engine(config: Config) -> None:
         )
 
 
+def _check_site(config: Config) -> None:
+    for command, minutes in config.site.minutes.items():
+        if command not in COMMANDS:
+            raise ConfigError(f"site.minutes names {command!r}.{did_you_mean(command, COMMANDS)}")
+        if minutes < 1:
+            raise ConfigError(f"site.minutes.{command} is {minutes}; it must be at least 1.")
+
+
 def _check_numbers(config: Config) -> None:
     for key in AT_LEAST_ONE:
         if (found := _lookup(config, key)) is not None and found < 1:
@@ -131,7 +151,7 @@ def _check_numbers(config: Config) -> None:
         if (found := _lookup(config, key)) is not None and found <= 0:
             raise ConfigError(f"{key} is {found}; it must be greater than 0.")
     for key in NOT_NEGATIVE:
-        if (found := _lookup(config, key)) < 0:
+        if (found := _lookup(config, key)) is not None and found < 0:
             raise ConfigError(f"{key} is {found}; it must not be negative.")
     if config.task.max_length < (shortest := 2 * len(config.task.fields) + 1 + config.generator.prefix):
         raise ConfigError(

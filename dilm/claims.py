@@ -11,17 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dilm import slurm
 from dilm.files import disk_full_named, temporary_name
 
 
 def job_id() -> str:
-    """This process's job: the Slurm job (with its array task, and its rank but the first), or host and process id."""
+    """The job that this process is of: Slurm's (with its array task), submitit's on this machine, or host and pid."""
     if job := os.environ.get("SLURM_JOB_ID"):
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        rank = os.environ.get("RANK", "0")
-        name = f"slurm-{array}_{task}" if array and task else f"slurm-{job}"
-        return name if rank == "0" else f"{name}-rank{rank}"
+        return slurm.job_name(job, os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", ""))
+    if job := os.environ.get("SUBMITIT_LOCAL_JOB_ID"):
+        return f"local-{job}"
     return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def rank_id() -> str:
+    """`job_id`, with the process's rank but the first."""
+    rank = os.environ.get("RANK", "0")
+    return job_id() if rank == "0" else f"{job_id()}-rank{rank}"
+
+
+def restarts() -> int:
+    """How many times Slurm has queued this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def process_start(pid: int) -> str | None:
@@ -34,22 +45,25 @@ def process_start(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def _owner() -> dict[str, str | int | None]:
+def _owner() -> dict[str, object]:
     pid = os.getpid()
-    return {"job": job_id(), "host": socket.gethostname(), "pid": pid, "start": process_start(pid)}
+    owner = {"job": job_id(), "host": socket.gethostname(), "pid": pid, "start": process_start(pid)}
+    return owner | {"restarts": restarts()}
 
 
 def is_stale(claim: Path) -> bool:
-    """Whether the claim's process has ended. A claim of another host counts as alive.
+    """Whether the claim's process has ended: this host's process table tells, or Slurm of a job on another host.
 
-    One that can't be read is stale: it was whole when it appeared, so the machine crashed since.
+    Where neither can, it counts as alive. A claim that can't be read is stale: it was whole when it appeared, so the
+    machine crashed since.
     """
     try:
         owner = json.loads(claim.read_text())
     except (FileNotFoundError, ValueError):
         return True
     if owner["host"] != socket.gethostname():
-        return False
+        job = str(owner["job"])
+        return job.startswith("slurm-") and slurm.has_ended(job, owner.get("restarts", 0)) is True
     return process_start(owner["pid"]) is None or process_start(owner["pid"]) != owner["start"]
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from dilm.site import LauncherConfig, SiteConfig, request
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
@@ -16,6 +19,7 @@ METHODS = ("random", "k_centers", "lm", "dilm")
 REAL_METHODS = ("random", "k_centers")
 DEVICES = ("auto", "cpu", "cuda")
 STAGES = ("pretrain", "match")
+EVALUATORS = ("finetune", "words")
 ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 METRICS = ("accuracy", "accuracy_f1")
 POOLINGS = ("model", "mean", "cls")
@@ -163,6 +167,7 @@ class EvaluateConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
     head_lr: float = 1e-2  # learning rate where the encoder is frozen and the head alone is trained
     n_datasets: int | None = None  # data sets that are evaluated; null: all
+    cells: list[int] | None = None  # data set x n_seeds + seed of the cells to evaluate; null: all
 
 
 @dataclass
@@ -198,16 +203,18 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    site: SiteConfig = field(default_factory=SiteConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
     stages: list[str] = field(default_factory=lambda: ["pretrain", "match"])  # what `train` runs
     method: str = "dilm"
-    evaluator: str = "finetune"
+    evaluator: str = "finetune"  # the learner; or words, a linear model of word counts: no torch, no download
     dpc: int = 20  # texts a class
     n_datasets: int = 20
     n_seeds: int = 5  # learners trained on each data set
     seed: int = 0  # of training and of the data sets
     precision: str = "bf16"  # of forward passes: bf16 (autocast) or fp32
     root: str = "runs"
-    cache: str | None = None  # models and features; null: $DILM_CACHE or ~/.cache/dilm
+    cache: str | None = None  # models and features; null: the site's, $DILM_CACHE or ~/.cache/dilm
     device: str = "auto"  # auto, cpu, cuda
     threads: int | None = None  # of torch; null: as many as cores
     tracking: str = "jsonl"  # jsonl alone, or mlflow besides
@@ -216,10 +223,18 @@ class Config:
 
 
 def attach() -> None:
-    """Register the schema under the name that `conf/config.yaml` starts from."""
+    """Register the schema under the name that `conf/config.yaml` starts from, and what `conf/hydra/launcher` asks."""
     ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("dilm_job", _job, replace=True)
+
+
+def _job(name: str, *, _root_: DictConfig) -> Any:
+    """What a job of the command that is being launched asks for."""
+    site, launcher = (OmegaConf.to_object(_root_[part]) for part in ("site", "launcher"))
+    return request(site, launcher, _root_.hydra.job.name)[name]  # type: ignore[arg-type]
 
 
 def plain(part: Any) -> dict[str, Any]:
-    """A part of the configuration as a plain dictionary, for keys and provenance."""
-    return asdict(part)
+    """A part of the configuration as a plain dictionary, for keys and provenance; a site's ways are its own affair."""
+    values = asdict(part)
+    return {name: value for name, value in values.items() if name != "site"} if isinstance(part, Config) else values

@@ -44,6 +44,14 @@ class CellsFailedError(DilmError):
     """Some evaluation cells failed; their rows say why."""
 
 
+class SlurmError(DilmError):
+    """Slurm refuses, or doesn't answer."""
+
+
+class JobsFailedError(DilmError):
+    """Jobs that were waited for have failed; their records say why."""
+
+
 class DiskFullError(DilmError):
     """No space is left; nothing stands half-written under a final name."""
 

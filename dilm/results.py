@@ -7,17 +7,21 @@ evaluate one twice; a failed cell leaves a `failed` row with its error, and its 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dilm import claims
+from dilm.data import TextTable
 from dilm.files import disk_full_named
 from dilm.keys import content_key
 
 SCHEMA = 1
+Predict = Callable[[TextTable, tuple[str | int, ...]], np.ndarray]  # data set, names of its seed -> dev labels
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Row:
     dpc: int
     dataset: int
     seed: int
-    evaluator: str  # finetune, frozen
+    evaluator: str  # finetune, frozen, words
     model: str
     metric: str
     value: float | None  # in percent
@@ -78,7 +82,7 @@ class RowWriter:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.path = rows_folder(root) / f"rows-{claims.job_id()}.jsonl"
+        self.path = rows_folder(root) / f"rows-{claims.rank_id()}.jsonl"
         with disk_full_named(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -88,7 +92,7 @@ class RowWriter:
         """Append a row. Raises DiskFullError, and then leaves the file as it was."""
         stamped = asdict(row) | {
             "host": os.uname().nodename,
-            "job_id": claims.job_id(),
+            "job_id": claims.rank_id(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         line = (json.dumps(stamped, ensure_ascii=False) + "\n").encode()
@@ -132,6 +136,10 @@ class DoneCells:
         self._read: dict[Path, int] = {}  # bytes of each file that have been seen
 
     def __contains__(self, key: str) -> bool:
+        return key in self.all()
+
+    def all(self) -> set[str]:
+        """The keys."""
         for path in rows_folder(self.root).glob("rows-*.jsonl"):
             seen = self._read.get(path, 0)
             if path.stat().st_size <= seen:
@@ -142,7 +150,7 @@ class DoneCells:
             whole = content[: content.rfind(b"\n") + 1]
             self._read[path] = seen + len(whole)
             self._keys |= {row.key for row in _parse(whole) if row.status == "done"}
-        return key in self._keys
+        return self._keys
 
 
 @contextmanager

@@ -1,23 +1,51 @@
-"""Ctrl-C that always ends a run: at once, or at the next step where something swallowed it."""
+"""What a process is told from outside: Ctrl-C, which always ends it, and a job's signals, which stop it in good order.
+
+USR2 comes some minutes before a job's time limit, or before it is preempted: save at the next step, and be queued
+again. TERM comes before a job is killed: save at the next step, and end. Handlers only set flags.
+"""
 
 import signal
 from types import FrameType
 
 _interrupted = False
+_told: signal.Signals | None = None
 
 
-def listen() -> None:
-    """From now on remember an interrupt, besides raising KeyboardInterrupt as usual."""
-    signal.signal(signal.SIGINT, _note)
+class Stopped(Exception):
+    """The run was told to stop, and has saved what it had; the same command goes on from there."""
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def listen(job: bool = False) -> None:
+    """From now on remember an interrupt, besides raising KeyboardInterrupt, and USR2; in a `job` TERM as well."""
+    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGUSR2, *([signal.SIGTERM] if job else [])):
+        signal.signal(number, _tell)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted
     _interrupted = True
     raise KeyboardInterrupt
+
+
+def _tell(number: int, frame: FrameType | None) -> None:
+    global _told
+    if _told != signal.SIGUSR2:  # which asks for more than TERM does
+        _told = signal.Signals(number)
 
 
 def check() -> None:
     """Raise KeyboardInterrupt again where it went lost: some libraries import others under a bare `except`."""
     if _interrupted:
         raise KeyboardInterrupt
+
+
+def told() -> signal.Signals | None:
+    """The signal that told this process to stop, if any."""
+    return _told
+
+
+def check_stop() -> None:
+    """Raise Stopped where this process was told to stop: for work that ranks do on their own."""
+    if _told is not None:
+        raise Stopped

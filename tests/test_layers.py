@@ -11,20 +11,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
-errors keys files config checks text convert tiny sources data claims artifacts shards results statistics
-signals tracking mlflow_store
-matching clustering selection metrics
+errors keys files site config checks text convert tiny sources data slurm claims artifacts shards results cells
+statistics signals tracking mlflow_store jobs compose plan runner submit status launcher
+matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner features streams similarity
+finetune
 """.split()
 SIDE_BY_SIDE = [
     {f"stages.{path.stem}" for path in (PACKAGE / "stages").glob("[a-z]*.py")},
     {"launch"},
-    {"train", "generate", "evaluate", "prefetch"},
+    {"train", "generate", "evaluate", "collect", "prefetch"},
 ]
 LEVEL = {name: level for level, name in enumerate(ORDER)} | {
     name: len(ORDER) + level for level, names in enumerate(SIDE_BY_SIDE) for name in names
 }
-NO_TORCH = "errors keys files config checks text data claims artifacts shards results statistics tracking".split()
+NO_TORCH = ORDER[: ORDER.index("matching")]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 

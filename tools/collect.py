@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from dilm.errors import DilmError, MissingArtifactError
-from dilm.launch import fail
 from dilm.results import rows_folder
+from dilm.runner import USER_ERROR, told
 from dilm.stages.collect import Table, cell_text, run
 
 
@@ -47,4 +47,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except DilmError as error:
-        fail(error)
+        print(told(error), file=sys.stderr)
+        sys.exit(USER_ERROR)

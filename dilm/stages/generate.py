@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dilm import signals
 from dilm.artifacts import Artifact, candidates_artifact, dataset_artifact, generator_artifact, make
 from dilm.config import REAL_METHODS, Config, plain
 from dilm.data import Corpus, TextTable, load_corpus, table
@@ -78,6 +79,7 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
     parts = []
     with Progress(len(batches), f"write {config.method}", active=world.main) as bar:
         for number in world.mine(len(batches)):
+            signals.check_stop()
             dataset, label, start = batches[number]
             indices = range(start, min(start + settings.batch, size))
             # The method is not in the names: lm and dilm write from the same random numbers, and are paired.

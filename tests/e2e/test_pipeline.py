@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dilm import evaluate as evaluate_command
+from dilm import finetune
 from dilm import generate as generate_command
 from dilm import train as train_command
 from dilm.config import METHODS, Config
@@ -164,14 +165,14 @@ def test_a_failed_cell_leaves_a_row_and_its_neighbours_go_on(
     tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     generate.run(tiny("method=random"))
-    real = evaluate.train_learner
+    real = finetune.train_learner
 
     def sometimes(learner: object, dataset: object, config: Config, names: tuple[str | int, ...]) -> None:
         if names[-2:] == (1, 0):
             raise RuntimeError("out of luck")
         real(learner, dataset, config, names)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluate, "train_learner", sometimes)
+    monkeypatch.setattr(finetune, "train_learner", sometimes)
     with pytest.raises(CellsFailedError, match=r"1 of 4 cells failed; the first: RuntimeError: out of luck"):
         evaluate.run(tiny("method=random"))
     rows = read_rows(tmp_path / "runs")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from dilm import artifacts
-from dilm.artifacts import Artifact, make, protocol_science
+from dilm.artifacts import Artifact, make
+from dilm.cells import protocol_science
 from dilm.config import Config, GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig, plain
 from dilm.errors import DiskFullError, MissingArtifactError
 from dilm.files import TEMPORARY, read_json

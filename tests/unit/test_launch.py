@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dilm.compose import check_override, load_task, rewrite
 from dilm.data import find_place
 from dilm.errors import ConfigError
-from dilm.launch import check_override, load_task, rewrite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,91 @@
+"""The learner as evaluator: trained afresh on each tiny data set, as a whole or its head alone (paper, section 4.1)."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dilm.clustering import plain_batches
+from dilm.config import Config, OptimizerConfig
+from dilm.data import TextTable
+from dilm.device import pick_device, seeded
+from dilm.engine import TorchEngine
+from dilm.features import FeatureStore
+from dilm.keys import derive_seed
+from dilm.learner import Learner, build_learner, forward_all, text_loss
+from dilm.results import Predict
+
+
+def finetuned(config: Config, datasets: list[TextTable], dev: TextTable, cache: Path) -> Predict:
+    """The whole learner is trained. Dev is tokenised once."""
+    device = pick_device(config.device, config.threads)
+    learner = build_learner(config.learner, len(config.task.labels), cache, device)
+    dev_tokens = learner.tokenize(dev.texts)
+
+    def predict(dataset: TextTable, names: tuple[str | int, ...]) -> np.ndarray:
+        train_learner(learner, dataset, config, names)
+        logits_NC = forward_all(learner, dev_tokens, "forward", config.precision)
+        return logits_NC.argmax(1).numpy()
+
+    return predict
+
+
+def train_learner(learner: Learner, dataset: TextTable, config: Config, names: tuple[str | int, ...]) -> None:
+    """Train a fresh learner on a tiny data set, dropout on."""
+    settings = config.evaluate
+    learner.fresh(*names)
+    tokens = learner.tokenize(dataset.texts)
+    engine = TorchEngine(learner, settings.optimizer, settings.steps)
+    batches = _batches(len(dataset), settings.batch, names)
+    learner.train()
+    with seeded(derive_seed("dropout", *names), learner.device):
+        for _ in range(settings.steps):
+            rows = next(batches)
+            drawn = [tokens[row] for row in rows]
+            engine.step(partial(text_loss, learner, drawn, dataset.labels[rows], config.precision))
+
+
+def frozen(config: Config, datasets: list[TextTable], dev: TextTable, cache: Path) -> Predict:
+    """The head alone is trained, on features that are computed once."""
+    device = pick_device(config.device, config.threads)
+    store = FeatureStore(config.learner, len(config.task.labels), cache, device, config.precision)
+    dev_features = store.get(dev.texts, "features")
+    texts = sorted({text for dataset in datasets for text in dataset.texts})
+    features = dict(zip(texts, store.get(texts, "features"), strict=True))
+
+    def predict(dataset: TextTable, names: tuple[str | int, ...]) -> np.ndarray:
+        features_BD = torch.stack([features[text] for text in dataset.texts])
+        # One number brings every encoder's features to the same size, so that one learning rate serves them all.
+        scale = features_BD.square().mean().sqrt()
+        head = train_head(features_BD / scale, dataset.labels, config, names)
+        with torch.inference_mode():
+            return head(dev_features / scale).argmax(1).numpy()
+
+    return predict
+
+
+def train_head(features_BD: Tensor, labels_B: np.ndarray, config: Config, names: tuple[str | int, ...]) -> nn.Linear:
+    """A linear classifier trained by the learner's own schedule, with the head's learning rate."""
+    settings = config.evaluate
+    optimizer = OptimizerConfig(**{**vars(settings.optimizer), "lr": settings.head_lr})
+    with seeded(derive_seed("head", *names), torch.device("cpu")):
+        head = nn.Linear(features_BD.shape[1], len(config.task.labels))
+        nn.init.normal_(head.weight, std=0.02)
+    engine = TorchEngine(head, optimizer, settings.steps)
+    batches = _batches(len(labels_B), settings.batch, names)
+    labels = torch.as_tensor(labels_B)
+
+    def head_loss(features: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(head(features), targets)
+
+    for _ in range(settings.steps):
+        rows = torch.as_tensor(next(batches))
+        engine.step(partial(head_loss, features_BD[rows], labels[rows]))
+    return head
+
+
+def _batches(n: int, size: int, names: tuple[str | int, ...]) -> Iterator[np.ndarray]:
+    return plain_batches(n, min(size, n), np.random.default_rng(derive_seed("batches", *names)))

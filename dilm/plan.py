@@ -1,0 +1,210 @@
+"""The plan of a study: from combinations of keys to what is to be made, what of it is there, and jobs for the rest.
+
+A stage's *unit* is one artifact, or the cells of one evaluation. Units are told apart by content: combinations that
+need the same generator make it once. Torch-free.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dilm.artifacts import (
+    Artifact,
+    candidates_artifact,
+    dataset_artifact,
+    generator_artifact,
+    match_artifact,
+    pretrain_artifact,
+)
+from dilm.cells import evaluation_cells
+from dilm.config import REAL_METHODS, Config
+from dilm.data import split_hash
+from dilm.errors import DilmError
+from dilm.jobs import Call
+from dilm.sources import cache_folder
+
+COMMANDS = ("train", "generate", "evaluate")
+STAGES = ("pretrain", "match", "generate", "evaluate", "collect")
+COMMAND_OF = dict(zip(STAGES, ("train", "train", "generate", "evaluate", "collect"), strict=True))
+NEW, LIVE, FINISHED = "new", "live", "done"
+
+
+def named(artifact: Artifact) -> str:
+    """An artifact's folder, relative to root."""
+    return f"{artifact.folder.parent.name}/{artifact.folder.name}"
+
+
+def makes(config: Config, command: str) -> dict[str, list[str]]:
+    """What a command makes, by stage: folders of artifacts, keys of cells. Nothing where the rows can't be read."""
+    try:
+        cache = cache_folder(config.cache)
+        data_hash = split_hash(config.task, "train", cache)
+        if command == "train":
+            artifacts = {"pretrain": pretrain_artifact, "match": match_artifact}
+            return {stage: [named(artifacts[stage](config, data_hash))] for stage in config.stages}
+        if command == "generate":
+            return {"generate": [named(dataset_artifact(config, data_hash))]}
+        cells = evaluation_cells(config, data_hash, split_hash(config.task, "dev", cache))
+        return {"evaluate": [cell.key for cell in cells]}
+    except DilmError:
+        return {}  # the command itself meets the error, and tells it
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Something to be made by one call."""
+
+    stage: str
+    call: Call
+    keys: tuple[str, ...]  # a folder, or cells' keys
+    needs: tuple[str, ...] = ()  # folders that must be there first
+    group: str = ""  # units of one group share what the first of them makes, and go into one job
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.call.task
+
+
+def units_of(stage: str, configs: Iterable[tuple[Sequence[str], Config]]) -> list[Unit]:
+    """The distinct units of a stage that combinations of keys need. Raises DilmError where rows can't be read."""
+    found: dict[tuple[str, ...], Unit] = {}
+    for overrides, config in configs:
+        if unit := _BUILDERS[stage](tuple(overrides), config):
+            found.setdefault(unit.keys, unit)
+    return list(found.values())
+
+
+def _hash(config: Config, split: str = "train") -> str:
+    return split_hash(config.task, split, cache_folder(config.cache))
+
+
+def _artifact_unit(
+    stage: str, overrides: tuple[str, ...], config: Config, artifact: Artifact, needs: tuple[str, ...], group: str = ""
+) -> Unit:
+    keys = (*overrides, f"stages=[{stage}]") if COMMAND_OF[stage] == "train" else overrides
+    name = named(artifact)
+    call = Call(COMMAND_OF[stage], keys, config.task.name, {stage: [name]})
+    return Unit(stage, call, (name,), needs, group or name)
+
+
+def _pretrain(overrides: tuple[str, ...], config: Config) -> Unit | None:
+    if config.method in REAL_METHODS:
+        return None
+    return _artifact_unit("pretrain", overrides, config, pretrain_artifact(config, _hash(config)), ())
+
+
+def _match(overrides: tuple[str, ...], config: Config) -> Unit | None:
+    data_hash = _hash(config)
+    wanted = match_artifact(config, data_hash)
+    if config.method in REAL_METHODS or generator_artifact(config, data_hash) != wanted:
+        return None
+    return _artifact_unit("match", overrides, config, wanted, (named(pretrain_artifact(config, data_hash)),))
+
+
+def _generate(overrides: tuple[str, ...], config: Config) -> Unit:
+    data_hash = _hash(config)
+    real = config.method in REAL_METHODS
+    needs = () if real else (named(generator_artifact(config, data_hash)),)
+    group = "" if real else named(candidates_artifact(config, data_hash))
+    return _artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), needs, group)
+
+
+def _evaluate(overrides: tuple[str, ...], config: Config) -> Unit:
+    data_hash = _hash(config)
+    keys = tuple(cell.key for cell in evaluation_cells(config, data_hash, _hash(config, "dev")))
+    call = Call("evaluate", overrides, config.task.name, {"evaluate": list(keys)})
+    return Unit("evaluate", call, keys, (named(dataset_artifact(config, data_hash)),))
+
+
+_BUILDERS: dict[str, Callable[[tuple[str, ...], Config], Unit | None]] = {
+    "pretrain": _pretrain,
+    "match": _match,
+    "generate": _generate,
+    "evaluate": _evaluate,
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is there already, and what live jobs are making."""
+
+    root: Path
+    done_cells: frozenset[str] = frozenset()
+    live: Mapping[str, str] = field(default_factory=dict)  # key: job's name
+
+    def of(self, stage: str, key: str) -> str:
+        """`done`, `live` or `new`."""
+        if key in self.done_cells if stage == "evaluate" else (self.root / key).is_dir():
+            return FINISHED
+        return LIVE if key in self.live else NEW
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage's units, and which of their keys are new."""
+
+    stage: str
+    units: tuple[Unit, ...]
+    counts: dict[str, int]  # of all keys, by how they stand
+    left: tuple[Unit, ...]  # units cut down to what is new
+
+
+def work_of(stage: str, units: Sequence[Unit], standing: Standing) -> Work:
+    """What of a stage is left to do."""
+    counts = dict.fromkeys((NEW, LIVE, FINISHED), 0)
+    left = []
+    for unit in units:
+        states = [standing.of(stage, key) for key in unit.keys]
+        for state in states:
+            counts[state] += 1
+        new = [index for index, state in enumerate(states) if state == NEW]
+        if new:
+            left.append(unit if len(new) == len(unit.keys) else part_of(unit, new))
+    return Work(stage, tuple(units), counts, tuple(left))
+
+
+def part_of(unit: Unit, indices: Sequence[int]) -> Unit:
+    """Some of an evaluation's cells."""
+    keys = tuple(unit.keys[index] for index in indices)
+    cells = _cells_override(unit.call.overrides, indices)
+    call = replace(unit.call, overrides=cells, makes={unit.stage: list(keys)})
+    return replace(unit, keys=keys, call=call)
+
+
+def _cells_override(overrides: tuple[str, ...], indices: Sequence[int]) -> tuple[str, ...]:
+    """The keys with `evaluate.cells`; where they name cells already, the indices are into those."""
+    name = "evaluate.cells="
+    before = [override for override in overrides if override.startswith(name)]
+    if before:
+        known = before[-1].removeprefix(name).strip("[]").split(",")
+        indices = [int(known[index]) for index in indices]
+    others = [override for override in overrides if not override.startswith(name)]
+    return (*others, f"{name}[{','.join(map(str, indices))}]")
+
+
+def jobs_of(units: Sequence[Unit], cells_per_job: int | None) -> list[list[Unit]]:
+    """Units that one job does, one after another.
+
+    Artifacts: those of one group. Evaluations: one configuration's cells, cut and brought together to `cells_per_job`
+    where that is set, from units that need the same.
+    """
+    if not units or units[0].stage != "evaluate":
+        groups: dict[str, list[Unit]] = {}
+        for unit in units:
+            groups.setdefault(unit.group, []).append(unit)
+        return list(groups.values())
+    if cells_per_job is None:
+        return [[unit] for unit in units]
+    filled: list[list[Unit]] = []
+    room, needs = 0, None
+    for unit in units:
+        start = 0
+        while start < len(unit.keys):
+            if not room or unit.needs != needs:
+                filled.append([])
+                room, needs = cells_per_job, unit.needs
+            size = min(room, len(unit.keys) - start)
+            filled[-1].append(part_of(unit, range(start, start + size)))
+            start, room = start + size, room - size
+    return filled

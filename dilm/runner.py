@@ -1,0 +1,207 @@
+"""What a job's process does, however it was started: its rank, its record, and a truthful end.
+
+Exit status: 0 done, 1 a bug (with its traceback), 2 something that the user can mend, 75 stopped by a signal and not
+queued again, 130 interrupted. Torch-free: the commands load what they need.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from dilm import jobs, signals, slurm
+from dilm.claims import job_id, restarts
+from dilm.compose import Composer, one_line
+from dilm.config import Config
+from dilm.errors import ConfigError, DilmError, DiskFullError, SlurmError
+from dilm.files import is_disk_full
+from dilm.jobs import Call
+from dilm.signals import Stopped
+
+BUG, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+ENVIRONMENT = {
+    # Libraries that would report every model they load, or every device they don't find.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DS_LOG_LEVEL": "error",
+    # Threads that wait spin for some microseconds, not for milliseconds: where cores are contended that takes five
+    # times as long as one thread. Not spinning at all costs a quarter where they are free.
+    "GOMP_SPINCOUNT": "1000",
+    "HDF5_USE_FILE_LOCKING": "BEST_EFFORT",
+}
+
+
+def prepare() -> None:
+    """Listen to signals, take the rank that srun gives, and set what libraries read from the environment."""
+    signals.listen(job=job_id().startswith("slurm-"))
+    os.environ.update(slurm.rank_variables(os.environ))
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # else DeepSpeed, which transformers imports, warns of its choice
+
+
+def rank() -> int:
+    """This process's rank, 0 where it is alone."""
+    return int(os.environ.get("RANK") or 0)
+
+
+class Recorder:
+    """The record of this process's job. The main rank keeps it; any rank may record a failure."""
+
+    def __init__(self) -> None:
+        self.root: Path | None = None
+        self.calls: tuple[Call, ...] = ()
+        self.max_requeues = 0
+
+    def begin(self, root: Path, calls: tuple[Call, ...]) -> None:
+        """Record that the job has started."""
+        self.root, self.calls = root, calls
+        if rank() == 0:
+            jobs.begin(root, calls, restarts=restarts())
+
+    def add(self, config: Config, call: Call) -> None:
+        """Record one more call of a process whose calls become known one by one."""
+        self.max_requeues = config.launcher.max_requeues
+        if self.root is None:
+            self.begin(Path(config.root), (call,))
+        elif call not in self.calls:
+            self.calls = (*self.calls, call)
+            if rank() == 0:
+                jobs.extend(self.root, job_id(), call)
+
+    def end(self, state: str, reason: str = "") -> None:
+        """Record how the job ended: done by the main rank, failed by any."""
+        if self.root is not None and (rank() == 0 or state == jobs.FAILED):
+            by = f"rank {rank()}: " if reason and rank() else ""
+            jobs.finish(self.root, job_id(), state, by + reason)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ends: its exit status, and what the record says."""
+
+    status: int
+    state: str
+    reason: str = ""
+
+
+def user_error(error: BaseException) -> DilmError | None:
+    """The error as one that the user can mend, told in one line; None for a bug."""
+    if isinstance(error, DilmError):
+        return error
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return ConfigError(one_line(error))
+    if isinstance(error, OSError) and is_disk_full(error):  # of Hydra's own files; ours name theirs
+        name = error.filename or "the disk"
+        return DiskFullError(f"{name}: no space is left on the device; free some and run again.")
+    return None
+
+
+def told(error: DilmError) -> str:
+    """The error's one line."""
+    return f"{type(error).__name__}: {error}"
+
+
+def ending(error: BaseException, recorder: Recorder) -> Ending:
+    """Tell the user what happened, and how the process is to end."""
+    if isinstance(error, Stopped) or _left_by_peers(error):
+        return _stop(recorder)
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted; the same command goes on from what is complete", file=sys.stderr)
+        return Ending(INTERRUPTED, jobs.FAILED, "interrupted")
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return Ending(status, jobs.FAILED if status else jobs.DONE, f"exit status {status}" if status else "")
+    if mendable := user_error(error):
+        print(told(mendable), file=sys.stderr)
+        return Ending(USER_ERROR, jobs.FAILED, told(mendable))
+    traceback.print_exception(error)
+    return Ending(BUG, jobs.FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _left_by_peers(error: BaseException) -> bool:
+    """Whether ranks were told to stop, and this one's peers have gone before it."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return signals.told() is not None and not alone and isinstance(error, Exception) and user_error(error) is None
+
+
+def _stop(recorder: Recorder) -> Ending:
+    """After a signal: the main rank queues the job again, the others leave quietly so as not to end it before."""
+    if rank():
+        return Ending(0, jobs.DONE)
+    signal = signals.told()
+    name = signal.name if signal else "a signal"
+    if signal is None or signal.name == "SIGTERM" or not job_id().startswith("slurm-"):
+        print(f"stopped by {name}; the same command goes on from here", file=sys.stderr)
+        return Ending(STOPPED, jobs.PREEMPTED, f"stopped by {name}")
+    if restarts() >= recorder.max_requeues:
+        reason = f"stopped by {name}, and queued again {restarts()} times already; raise launcher.max_requeues"
+        print(reason, file=sys.stderr)
+        return Ending(STOPPED, jobs.FAILED, reason)
+    recorder.end(jobs.PREEMPTED, f"stopped by {name}")
+    try:
+        slurm.requeue(job_id())
+    except SlurmError as error:
+        print(told(error), file=sys.stderr)
+        return Ending(STOPPED, jobs.FAILED, f"stopped by {name}, and not queued again: {error}")
+    print(f"stopped by {name}; queued again, to go on from here", file=sys.stderr)
+    return Ending(0, jobs.PREEMPTED, f"stopped by {name}")
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status that nothing can change.
+
+    Of several ranks without Python's own shutdown: threads of the collective library would then abort the process,
+    one time in fifty on busy cores, after all work is done.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(status)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def run_job(root: str, calls: tuple[Call, ...]) -> NoReturn:
+    """The whole life of one process of a submitted job: run its calls one after another, and tell the truth.
+
+    A call that fails doesn't keep the next from running.
+    """
+    recorder = Recorder()
+    failures: list[Ending] = []
+    try:
+        prepare()
+        recorder.begin(Path(root), calls)
+        composer = Composer()
+        for call in calls:
+            _run_call(call, composer, recorder, failures)
+        end = failures[0] if failures else Ending(0, jobs.DONE)
+    except BaseException as error:
+        end = ending(error, recorder)
+    recorder.end(end.state, end.reason)
+    leave(end.status)
+
+
+def _run_call(call: Call, composer: Composer, recorder: Recorder, failures: list[Ending]) -> None:
+    print(f"{call.command} {' '.join(call.overrides)}", flush=True)
+    try:
+        config = composer.config(call.overrides)
+        recorder.max_requeues = config.launcher.max_requeues
+        # By its name: commands stand above what submits them.
+        importlib.import_module(f"dilm.{call.command}").run(config)
+    except Exception as error:
+        # What waits for this rank in a collective call must not wait for ever.
+        if isinstance(error, Stopped) or os.environ.get("WORLD_SIZE", "1") != "1":
+            raise
+        failures.append(ending(error, recorder))

@@ -1,0 +1,189 @@
+"""Sending jobs to Slurm: arrays through submitit, checked before anything is queued, each with its record.
+
+What a job asks for is `hydra.launcher` of the composed configuration: the same for Hydra's launcher and for
+`tools/submit.py`. Torch-free.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dilm import jobs, runner, slurm
+from dilm.compose import composed
+from dilm.errors import ConfigError, SlurmError
+from dilm.jobs import Call, Job
+from dilm.site import gpus_of, with_site
+
+QUEUE_SECONDS = 20.0  # between two calls of squeue while waiting
+RECORD_SECONDS = 1.0  # between two looks at records
+# Fields of `hydra.launcher` that are submitit's own for every kind of cluster; the rest are Slurm's.
+COMMON = (
+    "timeout_min",
+    "cpus_per_task",
+    "gpus_per_node",
+    "tasks_per_node",
+    "mem_gb",
+    "nodes",
+    "name",
+    "stderr_to_stdout",
+)
+OWN = ("_target_", "submitit_folder", "max_num_timeout", "_recursive_", "_convert_")
+
+
+@dataclass(frozen=True)
+class JobArray:
+    """Jobs that are submitted at once: they ask for the same, and wait for the same."""
+
+    stage: str
+    root: Path
+    jobs: tuple[tuple[Call, ...], ...]
+    asked: dict[str, Any]  # `hydra.launcher`, resolved
+    after: tuple[str, ...] = ()  # names of jobs, or of whole arrays, that must be done first
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of submitit's executor."""
+        given = {name: value for name, value in self.asked.items() if name not in OWN and value is not None}
+        parameters = {name if name in COMMON else f"slurm_{name}": value for name, value in given.items()}
+        further = dict(given.get("additional_parameters") or {})
+        if self.after:
+            ids = ":".join(slurm.bare_id(name) for name in self.after)
+            further |= {"dependency": f"afterok:{ids}", "kill-on-invalid-dep": "yes"}
+        return parameters | {"slurm_additional_parameters": further}
+
+
+def asked_for(overrides: Sequence[str], command: str, launcher: str = "slurm") -> dict[str, Any]:
+    """What a command's jobs ask for: `hydra.launcher` of the configuration that these keys compose."""
+    tree = composed(overrides, launcher, command)
+    asked: dict[str, Any] = OmegaConf.to_container(tree.hydra.launcher, resolve=True)  # type: ignore[assignment]
+    site = OmegaConf.to_object(tree.site)
+    return with_site(asked, site, command)  # type: ignore[arg-type]
+
+
+def executor_of(array: JobArray) -> Any:
+    """submitit's executor for an array."""
+    import submitit  # a quarter of a second that a plan doesn't need
+
+    executor = submitit.AutoExecutor(folder=str(array.root / "jobs" / "%j"), cluster="slurm")
+    try:
+        executor.update_parameters(**array.parameters)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
+    return executor
+
+
+def script(array: JobArray) -> str:
+    """The text that sbatch is given."""
+    executor = executor_of(array)._executor
+    if len(array.jobs) > 1:
+        executor.parameters["map_count"] = len(array.jobs)
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+    return text
+
+
+def check(array: JobArray) -> None:
+    """Ask sbatch whether it would take an array, without its dependencies. Raises ConfigError, in one line."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script(replace(array, after=())))
+        file.flush()
+        try:
+            slurm.call("sbatch", "--test-only", file.name)
+        except SlurmError as error:
+            raise _refused(array, str(error)) from error
+
+
+def _refused(array: JobArray, message: str) -> ConfigError:
+    """What Slurm says, with the keys that it is about and what the cluster has."""
+    reason = message.removeprefix("sbatch: ").removeprefix("allocation failure: ")
+    asked = array.asked
+    if "partition" in reason.lower() and "account" not in reason.lower():
+        known = _listed("%R")
+        return ConfigError(f"site.partition {asked.get('partition')!r}: Slurm says {reason!r}. Known: {known}.")
+    wanted = ", ".join(
+        f"{name}={asked[name]}"
+        for name in ("partition", "account", "qos", "constraint", "nodes", "tasks_per_node", "cpus_per_task", "gres",
+                     "mem_gb", "timeout_min")
+        if asked.get(name) is not None
+    )  # fmt: skip
+    nodes = _listed("%R: %D nodes of %c CPUs, %m MB, %G")
+    return ConfigError(
+        f"Slurm would not take the {array.stage} jobs ({reason}). They ask for {wanted}; the cluster has {nodes}. "
+        "Change launcher.* or the site's file."
+    )
+
+
+def _listed(what: str) -> str:
+    try:
+        return "; ".join(sorted(set(slurm.call("sinfo", "-h", "-o", what).split("\n")) - {""}))
+    except SlurmError:
+        return "unknown, since sinfo does not answer"
+
+
+def chunks(array: JobArray, largest: int) -> Iterator[JobArray]:
+    """Arrays no longer than the cluster takes; what may run at a time is divided among them."""
+    n = -(-len(array.jobs) // largest)
+    parallelism = max(1, int(array.asked.get("array_parallelism") or 1) // n) if n else 1
+    for start in range(0, len(array.jobs), largest):
+        asked = array.asked | {"array_parallelism": parallelism}
+        yield replace(array, jobs=array.jobs[start : start + largest], asked=asked)
+
+
+def submit(array: JobArray) -> list[str]:
+    """Queue an array, and write its jobs' records; their names. Raises SlurmError."""
+    import submitit
+
+    executor = executor_of(array)
+    try:
+        started = executor.map_array(runner.run_job, [str(array.root)] * len(array.jobs), array.jobs)
+    except submitit.core.utils.FailedJobError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise SlurmError(f"sbatch failed: {lines[-1] if lines else error}") from error
+    names = []
+    for job, calls in zip(started, array.jobs, strict=True):
+        name = f"slurm-{job.job_id}"
+        log = Path(job.paths.stderr).relative_to(array.root.resolve())
+        record = Job(
+            name, jobs.QUEUED, calls, log=str(log), after=array.after, gpus=gpus_of(array.asked), submitted=time.time()
+        )
+        jobs.write_queued(array.root, record)
+        names.append(name)
+    return names
+
+
+def array_name(job: str) -> str:
+    """The array that a job is of: what a dependency on all its jobs names."""
+    return job.partition("_")[0]
+
+
+def wait(root: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Wait until all jobs have ended: what became of each. Slurm is asked now and then about those that are silent."""
+    asked = time.monotonic()
+    suspects: set[str] = set()
+    while True:
+        records = {name: jobs.read_job(jobs.record_file(root, name)) for name in names}
+        settled = {name: (job.state, job.reason) for name, job in records.items() if job and job.state in jobs.ENDED}
+        if len(settled) == len(set(names)):
+            return settled
+        if time.monotonic() - asked >= QUEUE_SECONDS:
+            asked = time.monotonic()
+            verdicts = jobs.judge(root, [name for name in names if name not in settled])
+            silent = {name for name, (state, _) in verdicts.items() if state == jobs.FAILED}
+            for name in silent & suspects:  # twice in a row: a record may come late over a network file system
+                jobs.finish(root, name, jobs.FAILED, verdicts[name][1])
+            suspects = silent
+        time.sleep(RECORD_SECONDS)
+
+
+def live_keys(root: Path, verdicts: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """What jobs that wait or run are to make, and which job."""
+    live: dict[str, str] = {}
+    for name, (state, _) in verdicts.items():
+        job = jobs.read_job(jobs.record_file(root, name))
+        if job and state in (jobs.QUEUED, jobs.RUNNING):
+            live |= {key: name for call in job.calls for keys in call.makes.values() for key in keys}
+    return live
