@@ -20,9 +20,8 @@ from dilm import jobs, plan, runner, slurm
 from dilm.compose import Composer
 from dilm.errors import ConfigError, JobsFailedError
 from dilm.jobs import Call
-from dilm.results import DoneCells
 from dilm.site import gpus_of, with_site
-from dilm.submit import JobArray, check, chunks, live_keys, submit, wait
+from dilm.submit import JobArray, check, chunks, submit, wait
 
 Verdict = tuple[str, str]
 PLUGIN = "hydra_plugins.dilm"
@@ -84,7 +83,7 @@ class SlurmLauncher(_Launcher):
 
     def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
         """Submit what is new, in as few arrays as the cluster takes, and wait."""
-        standing = plan.Standing(root, frozenset(DoneCells(root).all()), live_keys(root, jobs.judge(root)))
+        standing = plan.standing_of(root)
         holders = [None if force else _holder(call, standing) for call in calls]
         new = [index for index, holder in enumerate(holders) if holder is None]
         names = {index: holder for index, holder in enumerate(holders) if holder}
@@ -113,9 +112,9 @@ def _holder(call: Call, standing: plan.Standing) -> str | None:
     """The live job that makes what a call would make, "" where all is there, None where it is to be submitted."""
     keys = [(stage, key) for stage, names in call.makes.items() for key in names]
     states = [standing.of(stage, key) for stage, key in keys]
-    if not keys or plan.NEW in states:
+    if not keys or plan.NEW in states or jobs.FAILED in states:
         return None
-    live = [standing.live[key] for (_, key), state in zip(keys, states, strict=True) if state == plan.LIVE]
+    live = [standing.live[key][0] for (_, key), state in zip(keys, states, strict=True) if state != jobs.DONE]
     return live[0] if live else ""
 
 

@@ -4,6 +4,7 @@ A stage's *unit* is one artifact, or the cells of one evaluation. Units are told
 need the same generator make it once. Torch-free.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from dilm.cells import evaluation_cells
 from dilm.config import REAL_METHODS, Config
 from dilm.data import split_hash
 from dilm.errors import DilmError
-from dilm.jobs import Call
+from dilm.jobs import DONE, FAILED, QUEUED, RUNNING, Call, judge, read_jobs
+from dilm.results import read_rows
 from dilm.sources import cache_folder
 
 COMMANDS = ("train", "generate", "evaluate")
 STAGES = ("pretrain", "match", "generate", "evaluate", "collect")
 COMMAND_OF = dict(zip(STAGES, ("train", "train", "generate", "evaluate", "collect"), strict=True))
-NEW, LIVE, FINISHED = "new", "live", "done"
+NEW = "new"
 
 
 def named(artifact: Artifact) -> str:
@@ -127,41 +129,54 @@ _BUILDERS: dict[str, Callable[[tuple[str, ...], Config], Unit | None]] = {
 
 @dataclass(frozen=True)
 class Standing:
-    """What is there already, and what live jobs are making."""
+    """What is there already, what live jobs are making, and what has failed."""
 
     root: Path
     done_cells: frozenset[str] = frozenset()
-    live: Mapping[str, str] = field(default_factory=dict)  # key: job's name
+    failed: Mapping[str, str] = field(default_factory=dict)  # key: why
+    live: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # key: job's name; queued or running
 
     def of(self, stage: str, key: str) -> str:
-        """`done`, `live` or `new`."""
+        """`done`, `running`, `queued`, `failed` or `new`."""
         if key in self.done_cells if stage == "evaluate" else (self.root / key).is_dir():
-            return FINISHED
-        return LIVE if key in self.live else NEW
+            return DONE
+        if key in self.live:
+            return self.live[key][1]
+        return FAILED if key in self.failed else NEW
 
 
-@dataclass(frozen=True)
-class Work:
-    """A stage's units, and which of their keys are new."""
+def standing_of(root: Path) -> Standing:
+    """How everything below a root stands, by its files and one question to Slurm."""
+    verdicts = judge(root)
+    rows = read_rows(root)
+    done = frozenset(row.key for row in rows if row.status == DONE)
+    failed: dict[str, str] = {}
+    live: dict[str, tuple[str, str]] = {}
+    for job in read_jobs(root):
+        state, reason = verdicts.get(job.name, (FAILED, "its record is gone"))
+        for key in (key for call in job.calls for keys in call.makes.values() for key in keys):
+            failed.pop(key, None)
+            if state in (QUEUED, RUNNING):
+                live[key] = (job.name, state)
+            elif state != DONE:
+                failed[key] = reason
+    failed |= {row.key: row.error or "" for row in rows if row.status == FAILED}
+    return Standing(root, done, failed, live)
 
-    stage: str
-    units: tuple[Unit, ...]
-    counts: dict[str, int]  # of all keys, by how they stand
-    left: tuple[Unit, ...]  # units cut down to what is new
 
-
-def work_of(stage: str, units: Sequence[Unit], standing: Standing) -> Work:
-    """What of a stage is left to do."""
-    counts = dict.fromkeys((NEW, LIVE, FINISHED), 0)
+def left_of(units: Sequence[Unit], standing: Standing, states: Sequence[str] = (NEW, FAILED)) -> list[Unit]:
+    """Units cut down to the keys that stand so, by default what is still to be made."""
     left = []
     for unit in units:
-        states = [standing.of(stage, key) for key in unit.keys]
-        for state in states:
-            counts[state] += 1
-        new = [index for index, state in enumerate(states) if state == NEW]
-        if new:
-            left.append(unit if len(new) == len(unit.keys) else part_of(unit, new))
-    return Work(stage, tuple(units), counts, tuple(left))
+        chosen = [index for index, key in enumerate(unit.keys) if standing.of(unit.stage, key) in states]
+        if chosen:
+            left.append(unit if len(chosen) == len(unit.keys) else part_of(unit, chosen))
+    return left
+
+
+def counted(units: Sequence[Unit], standing: Standing) -> dict[str, int]:
+    """How many of the units' keys stand how."""
+    return dict(Counter(standing.of(unit.stage, key) for unit in units for key in unit.keys))
 
 
 def part_of(unit: Unit, indices: Sequence[int]) -> Unit:

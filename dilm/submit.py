@@ -6,7 +6,7 @@ What a job asks for is `hydra.launcher` of the composed configuration: the same 
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,13 +177,3 @@ def wait(root: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
                 jobs.finish(root, name, jobs.FAILED, verdicts[name][1])
             suspects = silent
         time.sleep(RECORD_SECONDS)
-
-
-def live_keys(root: Path, verdicts: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """What jobs that wait or run are to make, and which job."""
-    live: dict[str, str] = {}
-    for name, (state, _) in verdicts.items():
-        job = jobs.read_job(jobs.record_file(root, name))
-        if job and state in (jobs.QUEUED, jobs.RUNNING):
-            live |= {key: name for call in job.calls for keys in call.makes.values() for key in keys}
-    return live

@@ -10,9 +10,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import MISSING, OmegaConf
 
 from dilm.checks import CHOICES, check, typed
+from dilm.compose import load_task, options_of
 from dilm.config import CONF_FOLDER, Config, LearnerConfig, SourceConfig, attach
 from dilm.errors import ConfigError
-from dilm.compose import load_task, options_of
 from dilm.sources import source_id
 
 

@@ -1,0 +1,99 @@
+"""Send a whole study to Slurm and return: every stage's jobs in arrays that wait for what they need.
+
+    python tools/submit.py train,generate,evaluate,collect task=sst2,qqp method=random,dilm dpc=5,20 site=mine
+
+Keys are those of the commands (python -m dilm.train --help), several values give every combination. What is done, or
+being made by a live job, is left out; what is needed by several combinations is made once.
+"""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from dilm import jobs
+from dilm.errors import DilmError
+from dilm.plan import NEW, counted
+from dilm.runner import USER_ERROR, told
+from dilm.site import gpus_of
+from dilm.study import Study, check_study, plan_study, send, stages_named
+from dilm.submit import script
+
+SHOWN = (NEW, jobs.QUEUED, jobs.RUNNING, jobs.DONE, jobs.FAILED)
+
+
+def main(arguments: list[str]) -> None:
+    """Plan, check, and submit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0 submitted, or nothing to do; 2 something to mend, and nothing is queued.",
+    )
+    parser.add_argument("stages", help="train (or pretrain, match), generate, evaluate, collect; several with commas")
+    parser.add_argument("keys", nargs="*", metavar="key=value")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and what sbatch would get; queue nothing")
+    options = parser.parse_args(arguments)
+    study = plan_study(stages_named(options.stages), options.keys)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    show(study, console)
+    if not study.arrays:
+        console.print(f"nothing to submit; python tools/collect.py {study.root} brings the results together")
+        return
+    if options.dry_run:
+        show_scripts(study, console)
+        console.print("nothing was queued (--dry-run)")
+        return
+    submit_all(study, console)
+
+
+def submit_all(study: Study, console: Console) -> None:
+    """Check with Slurm, queue, and say what was queued."""
+    check_study(study)
+    for planned, names in send(study):
+        first, last = names[0], names[-1]
+        console.print(f"{planned.array.stage} {planned.task}: {first}" + (f" to {last}" if last != first else ""))
+    console.print(f"python tools/status.py {study.root} shows how they stand")
+
+
+def show_scripts(study: Study, console: Console) -> None:
+    """Print what each array waits for, and of each stage the text that sbatch gets for its first array."""
+    shown: set[str] = set()
+    for number, planned in enumerate(study.arrays):
+        stage, waits = planned.array.stage, [f"array {before}" for before in sorted(planned.needs)]
+        after = ", ".join([*waits, *planned.array.after])
+        console.rule(f"array {number}: {stage} {planned.task}, {len(planned.array.jobs)} jobs", align="left")
+        if after:
+            console.print(f"starts when all is done in {after} (afterok, kill-on-invalid-dep)")
+        for calls in planned.array.jobs[:3]:
+            console.print("; ".join(f"{call.command} {' '.join(call.overrides)}" for call in calls), markup=False, soft_wrap=True)
+        if stage not in shown:
+            shown.add(stage)
+            console.print(script(planned.array), markup=False, soft_wrap=True)
+
+
+def show(study: Study, console: Console) -> None:
+    """Print the plan: what is needed, how it stands, and what the jobs ask for."""
+    table = Table(title=f"plan below {study.root}")
+    for column in ("stage", "task", *SHOWN, "jobs", "GPUs a job", "GPU hours at most"):
+        table.add_column(column, justify="left" if column in ("stage", "task") else "right")
+    for stage, units in study.units.items():
+        for task in dict.fromkeys(unit.task for unit in units):
+            counts = counted([unit for unit in units if unit.task == task], study.standing)
+            arrays = [planned.array for planned in study.arrays if (planned.array.stage, planned.task) == (stage, task)]
+            n_jobs = sum(len(array.jobs) for array in arrays)
+            gpus = sorted({gpus_of(array.asked) for array in arrays})
+            hours = sum(len(array.jobs) * gpus_of(array.asked) * array.asked["timeout_min"] / 60 for array in arrays)
+            numbers = [str(counts.get(state, 0) or "") for state in SHOWN]
+            table.add_row(stage, task, *numbers, str(n_jobs), "/".join(map(str, gpus)), f"{hours:.1f}")
+    console.print(table)
+    waiting = sum(planned.array.stage == "collect" for planned in study.arrays)
+    console.print(f"at most {study.gpu_hours:.1f} GPU hours" + (", then the report is made" if waiting else ""))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DilmError as error:
+        print(told(error), file=sys.stderr)
+        sys.exit(USER_ERROR)
