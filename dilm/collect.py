@@ -1,14 +1,20 @@
-"""Bringing results together as a job's last step; by hand `python tools/collect.py` does it."""
+"""`python -m dilm.collect`: bring all rows together, as a study's last job does."""
 
 from pathlib import Path
 
 from dilm.config import Config
+from dilm.launch import main
+from dilm.plan import REPORT
 
 
 def run(config: Config) -> None:
     """Write the report of all rows under `root` to `<root>/report`."""
     from dilm.stages import collect  # pandas and matplotlib
 
-    root = Path(config.root)
-    tables = collect.run(root, root / "report")
-    print(f"{len(tables)} tables: {root / 'report' / 'tables.md'}")
+    folder = Path(config.root) / REPORT
+    tables = collect.run(Path(config.root), folder)
+    print(f"{len(tables)} tables: {folder / 'tables.md'}")
+
+
+if __name__ == "__main__":
+    main("Bring the rows of all jobs together in a report.", run)

@@ -23,6 +23,7 @@ from dilm.checks import typed
 from dilm.config import CONF_FOLDER, Config, TaskConfig, attach
 from dilm.data import find_place
 from dilm.errors import ConfigError, did_you_mean
+from dilm.sources import cache_folder
 
 # Groups that fill a part of the tree other than the one that bears their name.
 GROUP_AT = {"match.learner": "learner@match.learner", "generate.encoder": "learner@generate.encoder"}
@@ -31,10 +32,10 @@ GROUP_AT = {"match.learner": "learner@match.learner", "generate.encoder": "learn
 def rewrite(argument: str) -> str:
     """`match.learner=minilm` names a group's option, which Hydra wants as `learner@match.learner=minilm`.
 
-    And DeepSpeed's keys are free to add, which Hydra wants to be told.
+    And keys of DeepSpeed and of sbatch are free to add, which Hydra wants to be told.
     """
     key, equals, value = argument.partition("=")
-    if key.startswith("engine.deepspeed."):
+    if key.startswith(("engine.deepspeed.", "site.options")):
         return f"++{argument}"
     return f"{GROUP_AT[key]}{equals}{value}" if key in GROUP_AT else argument
 
@@ -106,7 +107,7 @@ def one_line(error: Exception) -> str:
 
 def with_fallback(config: Config) -> Config:
     """The configuration with `data.fallback`'s task where the chosen task's rows are nowhere to be had."""
-    if config.data.fallback is None or find_place(config.task) is not None:
+    if config.data.fallback is None or find_place(config.task, cache_folder(config.cache)) is not None:
         return config
     print(f"no rows of task {config.task.name!r} can be had here; taking {config.data.fallback!r}", file=sys.stderr)
     return dataclasses.replace(config, task=load_task(config.data.fallback))

@@ -92,6 +92,14 @@ class LearnerConfig:
 
 
 @dataclass
+class LlmConfig:
+    """A language model that reads data sets as demonstrations."""
+
+    name: str = ""  # none
+    source: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with a cosine schedule and linear warm-up."""
 
@@ -197,6 +205,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)  # what is evaluated
+    llm: LlmConfig = field(default_factory=LlmConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import os
 import tarfile
 import zlib
@@ -117,8 +118,11 @@ class Place:
     where: str
 
 
-def find_place(task: TaskConfig) -> Place | None:
-    """The first place that has the task's rows: path, $DILM_DATA, ../shared/data, then package, code or the hub."""
+def find_place(task: TaskConfig, cache: Path) -> Place | None:
+    """The first place that has the task's rows: path, $DILM_DATA, ../shared/data, then package, code or the hub.
+
+    What was fetched from the hub once is in the cache, and needs no hub.
+    """
     if task.path is not None:
         return Place("folder", task.path)
     roots = [Path(os.environ["DILM_DATA"])] if os.environ.get("DILM_DATA") else []
@@ -129,14 +133,15 @@ def find_place(task: TaskConfig) -> Place | None:
         return Place("built", task.built)
     if task.package is not None:
         return Place("package", task.package)
-    if task.hub is not None and hub_reachable():
-        return Place("hub", task.hub)
+    fetched = task.hub is not None and all(_hub_file(task, split, cache).is_file() for split in ("train", "dev"))
+    if fetched or (task.hub is not None and hub_reachable()):
+        return Place("hub", str(task.hub))
     return None
 
 
 def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
     """The rows of split `train` or `dev`. Raises DataError or SourceError."""
-    place = find_place(task)
+    place = find_place(task, cache)
     if place is None:
         tried = f"task.path is not set, $DILM_DATA and {SHARED_DATA.parent.name}/data have no {task.folder!r}"
         raise DataError(f"task {task.name!r}: no rows found: {tried}, and the hub can't be reached. Set one of them.")
@@ -148,7 +153,7 @@ def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
     elif place.kind == "package":
         rows = _package_rows(task, split, cache)
     else:
-        rows = _hub_rows(task, split)
+        rows = _hub_rows(task, split, cache)
     missing = sorted(set(range(len(task.labels))) - set(rows.rows_by_label))
     if missing:
         raise DataError(f"task {task.name!r}: no {split} row has label {task.labels[missing[0]]!r} ({place.where}).")
@@ -157,7 +162,7 @@ def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
 
 def split_hash(task: TaskConfig, split: str, cache: Path) -> str:
     """The content hash of a split, remembered for a file that hasn't changed: reading a large one takes seconds."""
-    place = find_place(task)
+    place = find_place(task, cache)
     identity: dict[str, object] = {
         "reader": READER_VERSION,
         "split": split,
@@ -193,7 +198,24 @@ def _split_file(folder: Path, task: TaskConfig, split: str) -> Path:
     )
 
 
-def _hub_rows(task: TaskConfig, split: str) -> TextTable:
+def _hub_file(task: TaskConfig, split: str, cache: Path) -> Path:
+    """Where a split from the hub is kept: gzipped JSON lines of texts and label."""
+    source = {"reader": READER_VERSION, "hub": task.hub, "config": task.hub_config, "fields": task.fields}
+    return cache / "data" / content_key(source | {"split": split, "dev": task.hub_dev}) / f"{split}.jsonl.gz"
+
+
+def _hub_rows(task: TaskConfig, split: str, cache: Path) -> TextTable:
+    file = _hub_file(task, split, cache)
+    if not file.is_file():
+        texts, labels = _fetch_hub_rows(task, split)
+        lines = (json.dumps([*text, int(label)]) + "\n" for text, label in zip(texts, labels, strict=True))
+        write_bytes(file, gzip.compress("".join(lines).encode(), mtime=0))
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    return table(task.fields, [tuple(row[:-1]) for row in rows], [row[-1] for row in rows])
+
+
+def _fetch_hub_rows(task: TaskConfig, split: str) -> tuple[list[tuple[str, ...]], list[int]]:
     from datasets import load_dataset  # heavy, and needed for the hub alone
 
     identity, _, revision = str(task.hub).partition("@")
@@ -204,8 +226,7 @@ def _hub_rows(task: TaskConfig, split: str) -> TextTable:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SourceError(f"task {task.name!r}: {task.hub} can't be loaded from the hub ({reason}).") from error
     columns = [rows[field] for field in task.fields]
-    texts = [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)]
-    return table(task.fields, texts, list(rows["label"]))
+    return [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)], list(rows["label"])
 
 
 MOVIE_SNIPPETS = "movieReviewSnippets_GroundTruth.txt"

@@ -41,6 +41,7 @@ class Attempt:
     pid: int
     process: str | None  # when the process started, which tells it from a later one of equal id
     restarts: int = 0  # times that Slurm had queued the job again
+    node: str = ""  # Slurm's name of the host
     end: float | None = None
     state: str = RUNNING
 
@@ -63,7 +64,8 @@ class Job:
     @property
     def node(self) -> str:
         """Where it ran last."""
-        return self.attempts[-1].host if self.attempts else ""
+        last = self.attempts[-1] if self.attempts else None
+        return (last.node or last.host) if last else ""
 
     @property
     def seconds(self) -> float:
@@ -118,7 +120,8 @@ def begin(root: Path, calls: tuple[Call, ...], gpus: int = 0, name: str = "", re
     """Record that this process's job has started (once more)."""
     name = name or job_id()
     pid = os.getpid()
-    attempt = Attempt(time.time(), socket.gethostname(), pid, process_start(pid), restarts)
+    node = os.environ.get("SLURMD_NODENAME", "")
+    attempt = Attempt(time.time(), socket.gethostname(), pid, process_start(pid), restarts, node)
     known = read_job(record_file(root, name))
     if known is None or known.calls != calls:
         known = Job(name, QUEUED, calls, gpus=gpus, submitted=attempt.start)

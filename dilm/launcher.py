@@ -47,7 +47,7 @@ class _Launcher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run every combination as a job, and wait for all."""
         root, command = Path(self.config.root), str(self.config.hydra.job.name)
-        if command not in plan.COMMANDS:
+        if command not in plan.COMMANDS or command == "collect":
             raise ConfigError(f"python -m dilm.{command} does not run as a job; leave hydra/launcher away.")
         composer = Composer()
         calls = []

@@ -25,10 +25,11 @@ from dilm.jobs import DONE, FAILED, QUEUED, RUNNING, Call, judge, read_jobs
 from dilm.results import read_rows
 from dilm.sources import cache_folder
 
-COMMANDS = ("train", "generate", "evaluate")
+COMMANDS = ("train", "generate", "evaluate", "collect")
 STAGES = ("pretrain", "match", "generate", "evaluate", "collect")
 COMMAND_OF = dict(zip(STAGES, ("train", "train", "generate", "evaluate", "collect"), strict=True))
 NEW = "new"
+REPORT = "report"  # folder of what `collect` makes
 
 
 def named(artifact: Artifact) -> str:
@@ -38,6 +39,8 @@ def named(artifact: Artifact) -> str:
 
 def makes(config: Config, command: str) -> dict[str, list[str]]:
     """What a command makes, by stage: folders of artifacts, keys of cells. Nothing where the rows can't be read."""
+    if command == "collect":
+        return {"collect": [REPORT]}
     try:
         cache = cache_folder(config.cache)
         data_hash = split_hash(config.task, "train", cache)
@@ -135,6 +138,7 @@ class Standing:
     done_cells: frozenset[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)  # key: why
     live: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # key: job's name; queued or running
+    verdicts: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # job's name: its state, and why
 
     def of(self, stage: str, key: str) -> str:
         """`done`, `running`, `queued`, `failed` or `new`."""
@@ -161,7 +165,7 @@ def standing_of(root: Path) -> Standing:
             elif state != DONE:
                 failed[key] = reason
     failed |= {row.key: row.error or "" for row in rows if row.status == FAILED}
-    return Standing(root, done, failed, live)
+    return Standing(root, done, failed, live, verdicts)
 
 
 def left_of(units: Sequence[Unit], standing: Standing, states: Sequence[str] = (NEW, FAILED)) -> list[Unit]:

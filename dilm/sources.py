@@ -284,8 +284,9 @@ def _hub_download(name: str, hub: str) -> Path:
         ) from error
 
 
+@functools.lru_cache(maxsize=1)
 def hub_reachable() -> bool:
-    """Whether the hub answers within seconds; never so in offline mode (HF_HUB_OFFLINE)."""
+    """Whether the hub answers within seconds; never so in offline mode (HF_HUB_OFFLINE). Asked once a process."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

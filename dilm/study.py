@@ -10,7 +10,7 @@ from dilm.compose import Composer, checked, sweep
 from dilm.config import Config
 from dilm.errors import ConfigError, MissingArtifactError
 from dilm.jobs import Call
-from dilm.plan import COMMAND_OF, STAGES, Standing, Unit, jobs_of, left_of, standing_of, units_of
+from dilm.plan import COMMAND_OF, REPORT, STAGES, Standing, Unit, jobs_of, left_of, standing_of, units_of
 from dilm.site import gpus_of
 from dilm.submit import JobArray, array_name, asked_for, check, chunks, submit
 
@@ -165,16 +165,14 @@ def _collect(study: Study, overrides: tuple[str, ...]) -> None:
     """One job that brings all rows together, once every evaluation is done."""
     evaluations = {number for number, planned in enumerate(study.arrays) if planned.array.stage == "evaluate"}
     keys = [key for unit in study.units.get("evaluate", []) for key in unit.keys]
-    live = {study.standing.live[key][0] for key in keys if study.standing.of("evaluate", key) in LIVE}
+    live = {
+        study.standing.live[key][0] for key in keys if study.standing.of("evaluate", key) in (jobs.QUEUED, jobs.RUNNING)
+    }
     if not evaluations and not live:
         return
     call = Call("collect", overrides, makes={"collect": [REPORT]})
     array = JobArray("collect", study.root, ((call,),), _asked(study, overrides, "collect"), tuple(sorted(live)))
     study.arrays.append(Planned(array, "", frozenset(evaluations)))
-
-
-LIVE = (jobs.QUEUED, jobs.RUNNING)
-REPORT = "report"
 
 
 def check_study(study: Study) -> None:

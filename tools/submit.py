@@ -52,7 +52,9 @@ def submit_all(study: Study, console: Console) -> None:
     check_study(study)
     for planned, names in send(study):
         first, last = names[0], names[-1]
-        console.print(f"{planned.array.stage} {planned.task}: {first}" + (f" to {last}" if last != first else ""))
+        console.print(
+            f"{planned.array.stage} {planned.task}".strip() + f": {first}" + (f" to {last}" if last != first else "")
+        )
     console.print(f"python tools/status.py {study.root} shows how they stand")
 
 
@@ -66,7 +68,9 @@ def show_scripts(study: Study, console: Console) -> None:
         if after:
             console.print(f"starts when all is done in {after} (afterok, kill-on-invalid-dep)")
         for calls in planned.array.jobs[:3]:
-            console.print("; ".join(f"{call.command} {' '.join(call.overrides)}" for call in calls), markup=False, soft_wrap=True)
+            console.print(
+                "; ".join(f"{call.command} {' '.join(call.overrides)}" for call in calls), markup=False, soft_wrap=True
+            )
         if stage not in shown:
             shown.add(stage)
             console.print(script(planned.array), markup=False, soft_wrap=True)

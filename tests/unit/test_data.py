@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilm import data
+from dilm.compose import load_task
 from dilm.config import DataConfig, TaskConfig
 from dilm.data import SHARED_DATA, TextTable, find_place, load_corpus, load_split, read_tsv, stratified_rows, table
 from dilm.errors import DataError, SourceError
-from dilm.launch import load_task
 
 reproducible = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -158,7 +158,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def place_of(task: TaskConfig) -> tuple[str, str] | None:
-    place = find_place(task)
+    place = find_place(task, Path("none"))
     return None if place is None else (place.kind, place.where)
 
 

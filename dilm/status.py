@@ -1,0 +1,118 @@
+"""How a study stands: per stage and task what is done, running, queued and failed, from records, rows and artifacts."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dilm import jobs, slurm
+from dilm.errors import ConfigError
+from dilm.jobs import DONE, FAILED, QUEUED, RUNNING, Job
+from dilm.plan import STAGES, Standing, standing_of
+from dilm.results import read_rows
+
+
+@dataclass
+class Line:
+    """One stage of one task."""
+
+    stage: str
+    task: str
+    counts: dict[str, int] = field(default_factory=dict)  # state: cells or artifacts
+    seconds: float = 0.0  # that its jobs have run
+    nodes: list[str] = field(default_factory=list)  # where they ran last
+    error: str = ""  # the newest
+
+
+def lines_of(root: Path) -> list[Line]:
+    """A line for each stage and task, in the order of stages."""
+    standing, records = standing_of(root), jobs.read_jobs(root)
+    lines: dict[tuple[str, str], Line] = {}
+    keys: dict[tuple[str, str], dict[str, None]] = {}
+    for job in records:
+        for call in job.calls:
+            for stage, made in call.makes.items():
+                place = (stage, call.task)
+                keys.setdefault(place, {}).update(dict.fromkeys(made))
+                _add_job(lines.setdefault(place, Line(*place)), job, standing.verdicts.get(job.name, (job.state, "")))
+    for row in read_rows(root):  # also of jobs whose records are gone
+        place = ("evaluate", row.task)
+        lines.setdefault(place, Line(*place))
+        keys.setdefault(place, {})[row.key] = None
+    for place, line in lines.items():
+        _count(line, keys[place], standing)
+    return sorted(lines.values(), key=lambda line: (STAGES.index(line.stage), line.task))
+
+
+def _add_job(line: Line, job: Job, verdict: tuple[str, str]) -> None:
+    line.seconds += seconds_of(job, verdict[0])
+    if job.node and job.node not in line.nodes:
+        line.nodes.append(job.node)
+    if verdict[0] == FAILED:
+        line.error = verdict[1]
+
+
+def _count(line: Line, keys: Iterable[str], standing: Standing) -> None:
+    for key in keys:
+        state = standing.of(line.stage, key)
+        line.counts[state] = line.counts.get(state, 0) + 1
+        if state == FAILED:
+            line.error = standing.failed[key] or line.error
+    if not line.counts.get(FAILED):
+        line.error = ""
+
+
+def seconds_of(job: Job, state: str) -> float:
+    """That a job has run, with the attempt that is running."""
+    last = job.attempts[-1] if job.attempts else None
+    return job.seconds + (time.time() - last.start if last and last.end is None and state == RUNNING else 0.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GPU hours of a stage."""
+
+    stage: str
+    used: float
+    wasted: float  # by attempts that did not end well
+
+
+def costs(root: Path) -> list[Cost]:
+    """GPU hours by stage; of jobs that were killed Slurm's accounting tells the time, where the site has it."""
+    verdicts = jobs.judge(root)
+    records = jobs.read_jobs(root)
+    told = slurm.accounting([job.name for job in records if job.name.startswith("slurm-") and _is_cut(job)])
+    totals: dict[str, list[float]] = {}
+    for job in records:
+        state = verdicts[job.name][0]
+        seconds = max(seconds_of(job, state), told[job.name].seconds if job.name in told else 0.0)
+        good = sum(a.end - a.start for a in job.attempts if a.end and a.state in (DONE, jobs.PREEMPTED))
+        if state in (QUEUED, RUNNING):
+            good = seconds
+        stage = next((stage for call in job.calls for stage in reversed(call.makes)), "")
+        total = totals.setdefault(stage, [0.0, 0.0])
+        total[0] += seconds * job.gpus / 3600
+        total[1] += (seconds - good) * job.gpus / 3600
+    order = [stage for stage in (*STAGES, "") if stage in totals]
+    return [Cost(stage, *totals[stage]) for stage in order]
+
+
+def _is_cut(job: Job) -> bool:
+    return any(attempt.end is None for attempt in job.attempts)
+
+
+def log_of(root: Path, key: str) -> Path:
+    """The log of the newest job of that name or id, or that makes a cell or artifact whose key begins so."""
+    for job in reversed(jobs.read_jobs(root)):
+        made = [name for call in job.calls for names in call.makes.values() for name in names]
+        if key in (job.name, slurm.bare_id(job.name)) or any(_names(name, key) for name in made):
+            if not job.log:
+                raise ConfigError(f"{job.name} ran in a terminal, and has no log.")
+            return root / job.log
+    raise ConfigError(
+        f"no job below {root} has made {key!r}; give a job's id, a cell's key, or an artifact's name or key."
+    )
+
+
+def _names(name: str, key: str) -> bool:
+    return name.startswith(key) or name.rpartition("/")[2].startswith(key) or name.rpartition("-")[2].startswith(key)

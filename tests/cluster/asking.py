@@ -1,0 +1,52 @@
+"""What tests ask of Slurm, of records, rows and artifacts."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dilm.jobs import Job, read_jobs
+
+
+def asked(*command: str) -> str:
+    """What a command of Slurm prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def until(holds: Callable[[], object], seconds: float = 200.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, asked("squeue", "-t", "all")
+        time.sleep(0.3)
+
+
+def states() -> dict[str, str]:
+    """Slurm's own word on every job: by id, or array and task."""
+    lines = asked("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").splitlines()
+    return dict(line.split() for line in lines)
+
+
+def all_ended() -> bool:
+    """Whether no job waits or runs."""
+    return not asked("squeue", "-h").strip()
+
+
+def jobs_of(root: Path) -> dict[str, Job]:
+    """Records by the ids that Slurm has."""
+    return {job.name.removeprefix("slurm-"): job for job in read_jobs(root)}
+
+
+def rows_of(root: Path) -> list[dict[str, object]]:
+    """Every row that any job wrote, also those that don't count."""
+    return [json.loads(line) for path in (root / "rows").glob("*.jsonl") for line in path.read_text().splitlines()]
+
+
+def artifact(root: Path, pattern: str) -> Path:
+    """The one artifact of a pattern."""
+    found = [
+        path for path in root.glob(pattern) if not path.name.endswith((".state", ".claim")) and ".tmp-" not in path.name
+    ]
+    (only,) = found
+    return only

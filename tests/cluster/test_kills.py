@@ -1,0 +1,151 @@
+"""Jobs that are stopped, killed and queued again, in every way, end with what an undisturbed run ends with."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from asking import all_ended, artifact, asked, jobs_of, rows_of, states, until
+from conftest import CPUS, Run
+
+from dilm.files import sha256_file
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
+TRAIN = ["pretrain.steps=400", "match.outer_steps=6", "match.monitor_every=0", "checkpoint.steps=10"]
+
+
+def weights(root: Path) -> dict[str, str]:
+    """Digests of the generators, and of the data sets."""
+    files = [artifact(root, f"tiny/{name}-tiny-*") / "model.safetensors" for name in ("lm", "dilm")]
+    files += sorted(root.glob("tiny/*-dpc*/shard-*.h5"))
+    return {str(file.relative_to(root)): sha256_file(file) for file in files}
+
+
+def pids(job: str) -> list[int]:
+    """The processes that do a job's work."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mine = process.environ().get("SLURM_JOB_ID") == job and "SLURM_PROCID" in process.environ()
+            if mine and "submitit.core._submit" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def stop(kind: str, name: str) -> None:
+    """Disturb a running job: by a signal before its limit, by an administrator, by its user, or without a word."""
+    if kind == "signal":
+        asked("scancel", "--signal=USR2", name)
+    elif kind == "requeue":
+        asked("scontrol", "requeue", name)
+    elif kind == "cancel":
+        asked("scancel", name)
+    else:
+        raw = asked("squeue", "-h", "-j", name, "-o", "%A").split()[0]
+        for pid in pids(raw):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an undisturbed run writes."""
+    return tmp_path_factory.mktemp("calm") / "runs"
+
+
+@pytest.mark.parametrize("kind", ["signal", "requeue"])
+def test_a_job_goes_on_where_it_was(run: Run, root: Path, keys: list[str], calm: Path, kind: str) -> None:
+    """Both stages of a training, stopped in the first: the same bytes on one CPU process, and the same metrics."""
+    run("train", *CPUS, f"root={calm}", *TRAIN)
+    run("tools/submit.py", "train", *keys, *TRAIN)
+    until(lambda: list(root.glob("tiny/lm-*.state/step-*")))
+    name = min(jobs_of(root), key=int)
+    stop(kind, name)
+    until(all_ended)
+    assert {states()[job] for job in jobs_of(root)} == {"COMPLETED"}
+    record = jobs_of(root)[name]
+    assert [attempt.restarts for attempt in record.attempts] == [0, 1]
+    if kind == "signal":
+        assert record.attempts[0].state == "preempted"
+    assert "going on from" in (root / record.log).with_suffix(".out").read_text()
+    assert weights(root) == weights(calm)
+    for stage in ("lm", "dilm"):
+        ours, theirs = (artifact(one, f"tiny/{stage}-tiny-*") / "metrics.jsonl" for one in (root, calm))
+        assert ours.read_text() == theirs.read_text()
+
+
+def test_a_job_is_not_queued_again_for_ever(run: Run, root: Path, keys: list[str]) -> None:
+    long = ["pretrain.steps=100000", "checkpoint.steps=50", "launcher.max_requeues=1"]
+    run("tools/submit.py", "pretrain", *keys, *long)
+    (name,) = jobs_of(root)
+    for attempt in (1, 2):
+        until(lambda attempt=attempt: len(jobs_of(root)[name].attempts) == attempt)  # type: ignore[misc]
+        until(lambda: states()[name] == "RUNNING" and list(root.glob("tiny/lm-*.state/step-*")))
+        time.sleep(3)
+        stop("signal", name)
+        until(lambda attempt=attempt: jobs_of(root)[name].attempts[attempt - 1].end is not None)  # type: ignore[misc]
+    until(lambda: states()[name] == "FAILED")
+    assert "queued again 1 times already; raise launcher.max_requeues" in jobs_of(root)[name].reason
+    assert "raise launcher.max_requeues" in run("tools/status.py", str(root)).stdout
+
+
+def test_ranks_on_two_nodes_agree_when_to_stop(run: Run, root: Path, keys: list[str]) -> None:
+    ranks = ["launcher.nodes=2", "launcher.tasks=2", "engine=zero1", "stages=[pretrain]", "pretrain.steps=500"]
+    run("tools/submit.py", "pretrain", *keys, *ranks, "checkpoint.steps=null", "checkpoint.minutes=null")
+    (name,) = jobs_of(root)
+    until(lambda: len(pids(name)) == 4)
+    until(lambda: "all_gather" in (root / jobs_of(root)[name].log).read_text())  # it trains
+    os.kill(pids(name)[3], signal.SIGUSR2)  # one rank alone is told
+    until(all_ended)
+    record = jobs_of(root)[name]
+    assert [attempt.state for attempt in record.attempts] == ["preempted", "done"]
+    assert states()[name] == "COMPLETED"
+    assert "going on from" in (root / record.log).with_suffix(".out").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_twenty_kills_lose_nothing(run: Run, root: Path, keys: list[str], tmp_path: Path) -> None:
+    """Training, writing and evaluating under random kills; whatever was cut off is submitted again by the same line."""
+    study = ["pretrain.steps=2000", "match.outer_steps=20", "match.monitor_every=0", "checkpoint.steps=10",
+             "checkpoint.minutes=null", "dpc=4", "n_datasets=3", "n_seeds=3", "evaluate.steps=150",
+             "launcher.cells_per_job=3"]  # fmt: skip
+    calm = tmp_path / "calm"
+    for command, more in (
+        ("train", ()),
+        ("generate", ("-m", "method=random,dilm")),
+        ("evaluate", ("-m", "method=random,dilm")),
+    ):
+        run(command, *more, *CPUS, f"root={calm}", *study)
+
+    seed = random.randrange(1 << 32)
+    print(f"random.Random({seed})")
+    draw, kills = random.Random(seed), Counter[str]()
+    submissions = 0
+    while kills.total() < 20 or not all_ended() or "nothing to submit" not in said:
+        if all_ended():
+            said = run("tools/submit.py", "train,generate,evaluate", *keys, "method=random,dilm", *study).stdout
+            submissions += "nothing to submit" not in said
+            if "nothing to submit" in said:
+                break
+        time.sleep(draw.uniform(0, 14))
+        running = [name for name, state in states().items() if state == "RUNNING" and name in jobs_of(root)]
+        if running and kills.total() < 20:
+            kind, name = draw.choice(["signal", "requeue", "cancel", "kill"]), draw.choice(running)
+            stop(kind, name)
+            kills[kind] += 1
+    print(f"{dict(kills)}, {submissions} submissions, {len(jobs_of(root))} jobs")
+
+    assert kills.total() == 20, "the study was done before it could be killed twenty times"
+    assert weights(root) == weights(calm)
+    ours, theirs = ([row for row in rows_of(one) if row["status"] == "done"] for one in (root, calm))
+    assert len(ours) == len({row["key"] for row in ours}) == len(theirs) == 18  # none lost, none doubled
+    values = [{row["key"]: (row["value"], row["metrics"]) for row in rows} for rows in (ours, theirs)]
+    assert values[0] == values[1]
+    left = [path for path in root.rglob("*") if ".tmp-" in path.name or path.name.endswith(".state")]
+    assert not left and not [path for path in root.glob("claims/**/*") if path.is_file()]
