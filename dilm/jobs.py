@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -136,13 +137,22 @@ def extend(root: Path, name: str, call: Call) -> None:
         _write(root, replace(job, calls=(*job.calls, call)))
 
 
+def forget(root: Path, name: str) -> None:
+    """Remove a record, and its folder where it was the only one."""
+    path = record_file(root, name)
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.parent.rmdir()
+
+
 def finish(root: Path, name: str, state: str, reason: str = "") -> None:
     """Record how this attempt ended. What one rank has recorded as failed stays so."""
     job = read_job(record_file(root, name))
     if job is None or (job.state == FAILED and state != FAILED):
         return
     last = tuple(replace(attempt, end=time.time(), state=state) for attempt in job.attempts[-1:])
-    _write(root, replace(job, state=state, reason=job.reason or reason, attempts=(*job.attempts[:-1], *last)))
+    kept = job.reason if job.state == FAILED else reason
+    _write(root, replace(job, state=state, reason=kept, attempts=(*job.attempts[:-1], *last)))
 
 
 def _write(root: Path, job: Job) -> None:
@@ -165,7 +175,8 @@ def verdict(job: Job, queue: Mapping[str, SlurmJob] | None, accounting: Mapping[
     if found is not None and found.alive:
         again = f", stopped {len(job.attempts)} times so far" if job.state == PREEMPTED else ""
         return (QUEUED, f"{found.reason}{again}") if found.state in PENDING else (RUNNING, "")
-    return FAILED, _how_it_ended(job, found)
+    before = f"{job.reason}, then " if job.state == PREEMPTED else ""
+    return FAILED, before + _how_it_ended(job, found)
 
 
 def _how_it_ended(job: Job, found: SlurmJob | None) -> str:

@@ -30,7 +30,7 @@ def main(about: str, run: Callable[[Config], None]) -> None:
         end = Ending(0, DONE)
     except BaseException as error:
         end = runner.ending(error, recorder)
-    recorder.end(end.state, end.reason)
+    recorder.end(end)
     runner.leave(end.status)
 
 
@@ -72,7 +72,6 @@ def _run_job(
         error: DilmError = caught
         if isinstance(caught, MissingArtifactError):
             error = caught.with_keys(" ".join(keys))
-        if hydra_config.mode != RunMode.MULTIRUN:
-            raise error from caught
-        print(f"{' '.join(keys)}: {told(error)}", file=sys.stderr)
-        failures.append(error)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            print(f"{' '.join(keys)}: {told(error)}", file=sys.stderr)
+        failures.append(error)  # raised where Hydra is done, which would add a line of its own

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -80,11 +81,16 @@ class Recorder:
             if rank() == 0:
                 jobs.extend(self.root, job_id(), call)
 
-    def end(self, state: str, reason: str = "") -> None:
-        """Record how the job ended: done by the main rank, failed by any."""
-        if self.root is not None and (rank() == 0 or state == jobs.FAILED):
-            by = f"rank {rank()}: " if reason and rank() else ""
-            jobs.finish(self.root, job_id(), state, by + reason)
+    def end(self, end: "Ending") -> None:
+        """Record how the job ended: done by the main rank, failed by any. Never fails itself."""
+        if self.root is None or (rank() and end.state != jobs.FAILED):
+            return
+        with suppress(OSError, DilmError):  # such as a full disk, which has been told
+            if end.status == USER_ERROR and not job_id().startswith(("slurm-", "local-")):
+                jobs.forget(self.root, job_id())  # a terminal, where the user has read it
+                return
+            by = f"rank {rank()}: " if end.reason and rank() else ""
+            jobs.finish(self.root, job_id(), end.state, by + end.reason)
 
 
 @dataclass(frozen=True)
@@ -149,14 +155,15 @@ def _stop(recorder: Recorder) -> Ending:
         reason = f"stopped by {name}, and queued again {restarts()} times already; raise launcher.max_requeues"
         print(reason, file=sys.stderr)
         return Ending(STOPPED, jobs.FAILED, reason)
-    recorder.end(jobs.PREEMPTED, f"stopped by {name}")
+    preempted = Ending(0, jobs.PREEMPTED, f"stopped by {name}")
+    recorder.end(preempted)
     try:
         slurm.requeue(job_id())
     except SlurmError as error:
         print(told(error), file=sys.stderr)
         return Ending(STOPPED, jobs.FAILED, f"stopped by {name}, and not queued again: {error}")
     print(f"stopped by {name}; queued again, to go on from here", file=sys.stderr)
-    return Ending(0, jobs.PREEMPTED, f"stopped by {name}")
+    return preempted
 
 
 def leave(status: int) -> NoReturn:
@@ -189,7 +196,7 @@ def run_job(root: str, calls: tuple[Call, ...]) -> NoReturn:
         end = failures[0] if failures else Ending(0, jobs.DONE)
     except BaseException as error:
         end = ending(error, recorder)
-    recorder.end(end.state, end.reason)
+    recorder.end(end)
     leave(end.status)
 
 

@@ -48,8 +48,9 @@ def call(*command: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} did not answer within {CALL_SECONDS:.0f} s.") from error
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        raise SlurmError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: error: ')}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
+        last = lines[-1] if lines else f"exit status {done.returncode}"
+        raise SlurmError(f"{command[0]}: {last.removeprefix(f'{command[0]}: ').removeprefix('error: ')}")
     return done.stdout
 
 

@@ -29,8 +29,8 @@ STAMP = VENV / "installed"
 LOG = VENV / "install.log"
 OLDEST = (3, 11)
 
-SLURM_COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged")
-SLURM_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+SLURM_COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "shellcheck")
+SLURM_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "shellcheck")
 
 
 def main() -> None:
@@ -199,7 +199,7 @@ def install_slurm() -> str:
     missing = [command for command in SLURM_COMMANDS if shutil.which(command, path=path) is None]
     if not missing:
         return "nothing to do"
-    skipped = f"not installed ({', '.join(missing)} missing, so the Slurm tests are skipped): "
+    skipped = f"not installed ({', '.join(missing)} missing, so tests that need them are skipped): "
     if shutil.which("apt-get") is None:
         return skipped + "there is no apt-get here"
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]

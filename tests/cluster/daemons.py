@@ -102,7 +102,7 @@ def _write_conf(folder: Path, nodes: int, gpus: int, cpus: int, max_array_size: 
     lines = [f"{name}={value}" for name, value in settings.items()]
     lines += [
         f"NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first + 2}-{first + nodes + 1}] "
-        f"CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=16000 "
+        f"CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=128000 "
         f"Gres=gpu:{gpus} State=UNKNOWN",
         "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
     ]

@@ -116,23 +116,20 @@ def test_twenty_kills_lose_nothing(run: Run, root: Path, keys: list[str], tmp_pa
              "checkpoint.minutes=null", "dpc=4", "n_datasets=3", "n_seeds=3", "evaluate.steps=150",
              "launcher.cells_per_job=3"]  # fmt: skip
     calm = tmp_path / "calm"
-    for command, more in (
-        ("train", ()),
-        ("generate", ("-m", "method=random,dilm")),
-        ("evaluate", ("-m", "method=random,dilm")),
-    ):
-        run(command, *more, *CPUS, f"root={calm}", *study)
+    run("train", *CPUS, f"root={calm}", *study)
+    for command in ("generate", "evaluate"):
+        run(command, "-m", *CPUS, f"root={calm}", *study, "method=random,dilm")
 
     seed = random.randrange(1 << 32)
     print(f"random.Random({seed})")
     draw, kills = random.Random(seed), Counter[str]()
     submissions = 0
-    while kills.total() < 20 or not all_ended() or "nothing to submit" not in said:
+    while True:
         if all_ended():
             said = run("tools/submit.py", "train,generate,evaluate", *keys, "method=random,dilm", *study).stdout
-            submissions += "nothing to submit" not in said
             if "nothing to submit" in said:
                 break
+            submissions += 1
         time.sleep(draw.uniform(0, 14))
         running = [name for name, state in states().items() if state == "RUNNING" and name in jobs_of(root)]
         if running and kills.total() < 20:

@@ -96,7 +96,7 @@ PENDING, RUNNING = SlurmJob("PENDING", "Priority"), SlurmJob("RUNNING")
         (job(), SlurmJob("NODE_FAIL"), ("failed", "ended by Slurm: NODE_FAIL")),
         (job(), SlurmJob("COMPLETED"), ("failed", "ended without a word")),
         (job(), None, ("failed", "gone from the queue without a word")),
-        (job(state="preempted"), None, ("failed", "gone from the queue without a word")),
+        (job(state="preempted", reason="x"), None, ("failed", "x, then gone from the queue without a word")),
         (
             job(state="queued", attempts=(), after=("slurm-6",)),
             SlurmJob("CANCELLED"),
