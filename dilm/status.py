@@ -34,7 +34,9 @@ def lines_of(root: Path) -> list[Line]:
             for stage, made in call.makes.items():
                 place = (stage, call.task)
                 keys.setdefault(place, {}).update(dict.fromkeys(made))
-                _add_job(lines.setdefault(place, Line(*place)), job, standing.verdicts.get(job.name, (job.state, "")))
+                line = lines.setdefault(place, Line(*place))
+                last = stage == list(call.makes)[-1]  # a job of two stages counts its time once
+                _add_job(line, job, standing.verdicts.get(job.name, (job.state, "")), last)
     for row in read_rows(root):  # also of jobs whose records are gone
         place = ("evaluate", row.task)
         lines.setdefault(place, Line(*place))
@@ -44,8 +46,8 @@ def lines_of(root: Path) -> list[Line]:
     return sorted(lines.values(), key=lambda line: (STAGES.index(line.stage), line.task))
 
 
-def _add_job(line: Line, job: Job, verdict: tuple[str, str]) -> None:
-    line.seconds += seconds_of(job, verdict[0])
+def _add_job(line: Line, job: Job, verdict: tuple[str, str], timed: bool) -> None:
+    line.seconds += seconds_of(job, verdict[0]) if timed else 0.0
     if job.node and job.node not in line.nodes:
         line.nodes.append(job.node)
     if verdict[0] == FAILED:

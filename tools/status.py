@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dilm.runner import INTERRUPTED, USER_ERROR, told
 from dilm.status import costs, lines_of, log_of
 
 LOG_LINES = 40
+WIDTH = 400  # where there is no terminal: lines of a table are not broken, so that they can be searched
 STATES = (DONE, RUNNING, QUEUED, FAILED)
 
 
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--logs", metavar="KEY", help="a job's id, or the beginning of a cell's or artifact's key")
     parser.add_argument("--cost", action="store_true", help="GPU hours by stage")
     options = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     if not (options.root / "jobs").is_dir() and not (options.root / "rows").is_dir():
         raise MissingArtifactError(str(options.root / "jobs"), "python tools/submit.py", f"... root={options.root}")
     if options.logs:
@@ -49,10 +51,11 @@ def main(arguments: list[str]) -> None:
     elif options.retry_failed:
         retry(options.root, console, options.dry_run)
     elif options.watch:
-        with Live(shown(options.root, options.cost), console=console, auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
             while True:
+                table = shown(options.root, options.cost)
+                live.update(table, refresh=True) if live else console.print(table)
                 time.sleep(options.watch)
-                live.update(shown(options.root, options.cost), refresh=True)
     else:
         console.print(shown(options.root, options.cost))
 

@@ -20,6 +20,7 @@ from dilm.site import gpus_of
 from dilm.study import Study, check_study, plan_study, send, stages_named
 from dilm.submit import script
 
+WIDTH = 400  # where there is no terminal: lines of a table are not broken, so that they can be searched
 SHOWN = (NEW, jobs.QUEUED, jobs.RUNNING, jobs.DONE, jobs.FAILED)
 
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the plan and what sbatch would get; queue nothing")
     options = parser.parse_args(arguments)
     study = plan_study(stages_named(options.stages), options.keys)
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     show(study, console)
     if not study.arrays:
         console.print(f"nothing to submit; python tools/collect.py {study.root} brings the results together")

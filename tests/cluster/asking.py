@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from dilm.jobs import Job, read_jobs
 
 
@@ -31,6 +33,20 @@ def states() -> dict[str, str]:
 def all_ended() -> bool:
     """Whether no job waits or runs."""
     return not asked("squeue", "-h").strip()
+
+
+def ranks(job: str) -> dict[int, psutil.Process]:
+    """The processes that do a running job's work, by rank; `job` is Slurm's own number of it."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+            mine = environment.get("SLURM_JOB_ID") == job and process.name().startswith("python")
+            if mine and "submitit.core._submit" in process.cmdline():
+                found[int(environment["SLURM_PROCID"])] = process
+        except (psutil.Error, KeyError):
+            continue
+    return found
 
 
 def jobs_of(root: Path) -> dict[str, Job]:

@@ -1,15 +1,13 @@
 """Jobs that are stopped, killed and queued again, in every way, end with what an undisturbed run ends with."""
 
-import os
 import random
 import signal
 import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
-from asking import all_ended, artifact, asked, jobs_of, rows_of, states, until
+from asking import all_ended, artifact, asked, jobs_of, ranks, rows_of, states, until
 from conftest import CPUS, Run
 
 from dilm.files import sha256_file
@@ -25,19 +23,6 @@ def weights(root: Path) -> dict[str, str]:
     return {str(file.relative_to(root)): sha256_file(file) for file in files}
 
 
-def pids(job: str) -> list[int]:
-    """The processes that do a job's work."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mine = process.environ().get("SLURM_JOB_ID") == job and "SLURM_PROCID" in process.environ()
-            if mine and "submitit.core._submit" in " ".join(process.cmdline()):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
 def stop(kind: str, name: str) -> None:
     """Disturb a running job: by a signal before its limit, by an administrator, by its user, or without a word."""
     if kind == "signal":
@@ -48,8 +33,8 @@ def stop(kind: str, name: str) -> None:
         asked("scancel", name)
     else:
         raw = asked("squeue", "-h", "-j", name, "-o", "%A").split()[0]
-        for pid in pids(raw):
-            os.kill(pid, signal.SIGKILL)
+        for process in ranks(raw).values():
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +83,9 @@ def test_ranks_on_two_nodes_agree_when_to_stop(run: Run, root: Path, keys: list[
     ranks = ["launcher.nodes=2", "launcher.tasks=2", "engine=zero1", "stages=[pretrain]", "pretrain.steps=500"]
     run("tools/submit.py", "pretrain", *keys, *ranks, "checkpoint.steps=null", "checkpoint.minutes=null")
     (name,) = jobs_of(root)
-    until(lambda: len(pids(name)) == 4)
+    until(lambda: len(ranks(name)) == 4)
     until(lambda: "all_gather" in (root / jobs_of(root)[name].log).read_text())  # it trains
-    os.kill(pids(name)[3], signal.SIGUSR2)  # one rank alone is told
+    ranks(name)[3].send_signal(signal.SIGUSR2)  # one rank alone is told
     until(all_ended)
     record = jobs_of(root)[name]
     assert [attempt.state for attempt in record.attempts] == ["preempted", "done"]

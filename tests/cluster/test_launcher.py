@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asking import artifact, asked, jobs_of, rows_of, states, until
+from asking import artifact, asked, jobs_of, ranks, rows_of, states, until
 from conftest import CPUS, Run
 from safetensors.torch import load_file
 
@@ -79,18 +79,11 @@ def test_a_failure_is_failed_everywhere(run: Run, root: Path, keys: list[str]) -
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_fails_the_job_on_all(run: Run, root: Path, keys: list[str], victim: int) -> None:
     """Nothing goes on for ever, and what depends on the job doesn't start."""
-    import psutil
-
     process = start_training(root, keys, "launcher.tasks=2", "engine=zero1")
     (name,) = jobs_of(root)
     after = asked("sbatch", "--parsable", f"--dependency=afterok:{name}", "--kill-on-invalid-dep=yes",
                   "--output=/dev/null", "--wrap=true").strip()  # fmt: skip
-    ranks = {
-        int(one.environ()["SLURM_PROCID"]): one
-        for one in psutil.process_iter()
-        if "submitit.core._submit" in " ".join(one.cmdline()) and one.environ().get("SLURM_JOB_ID") == name
-    }
-    ranks[victim].kill()
+    ranks(name)[victim].kill()
     assert process.wait(120) == 2
     until(lambda: states()[name] == "FAILED")
     assert jobs_of(root)[name].state == "failed"

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 import socket
 import sys
 import tarfile
@@ -17,7 +18,17 @@ from hypothesis import strategies as st
 from dilm import data
 from dilm.compose import load_task
 from dilm.config import DataConfig, TaskConfig
-from dilm.data import SHARED_DATA, TextTable, find_place, load_corpus, load_split, read_tsv, stratified_rows, table
+from dilm.data import (
+    SHARED_DATA,
+    TextTable,
+    find_place,
+    load_corpus,
+    load_split,
+    read_tsv,
+    split_hash,
+    stratified_rows,
+    table,
+)
 from dilm.errors import DataError, SourceError
 
 reproducible = settings(max_examples=100, deadline=None, derandomize=True)
@@ -459,3 +470,34 @@ def test_the_real_data_has_the_rows_that_its_description_says(
     assert (len(train), len(dev)) == (n_train, n_dev)
     assert [len(train.rows_by_label[label]) for label in range(len(counts))] == counts
     assert all(len(text) == len(task.fields) for text in train.texts)
+
+
+def test_rows_from_the_hub_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of CSV files stands in for the hub's repository; what was fetched needs it no longer."""
+    source, cache = tmp_path / "hub", tmp_path / "cache"
+    source.mkdir()
+    for name, rows in (("train", 'a film,1\n"bad,  \tand long",0\n'), ("validation", "good,1\nbad,0\n")):
+        (source / f"{name}.csv").write_text("sentence,label\n" + rows)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    task = TaskConfig(name="t", fields=["sentence"], labels=["negative", "positive"], hub=str(source))
+    monkeypatch.setattr(data, "SHARED_DATA", tmp_path / "none")
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
+    first = [load_split(task, split, cache) for split in ("train", "dev")]
+    assert first[0].texts == [("a film",), ("bad, and long",)] and first[0].labels.tolist() == [1, 0]
+    shutil.rmtree(source)
+    monkeypatch.setattr(data, "hub_reachable", lambda: False)
+    again = [load_split(task, split, cache) for split in ("train", "dev")]
+    assert [rows.content_hash for rows in again] == [rows.content_hash for rows in first]
+
+
+def test_a_files_hash_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "train.tsv", tmp_path / "cache"
+    file.write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    task = TaskConfig(name="t", fields=["sentence"], labels=["a", "b"], path=str(tmp_path))
+    first = split_hash(task, "train", cache)
+    assert first == load_split(task, "train", cache).content_hash
+    with monkeypatch.context() as patched:
+        patched.setattr(data, "load_split", None)  # not read again
+        assert split_hash(task, "train", cache) == first
+    file.write_text("sentence\tlabel\nbest\t1\nbad\t0\n")
+    assert split_hash(task, "train", cache) != first
