@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,17 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def run_tool(main: Callable[[list[str]], None]) -> None:
+    """Run a tool on its command line, with errors of one line."""
+    try:
+        main(sys.argv[1:])
+    except DilmError as error:
+        print(told(error), file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def run_job(root: str, calls: tuple[Call, ...]) -> NoReturn:

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dilm.errors import DilmError, MissingArtifactError
+from dilm.errors import MissingArtifactError
 from dilm.results import rows_folder
-from dilm.runner import USER_ERROR, told
+from dilm.runner import run_tool
 from dilm.stages.collect import Table, cell_text, run
 
 
@@ -44,8 +44,4 @@ def _printed(table: Table) -> RichTable:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except DilmError as error:
-        print(told(error), file=sys.stderr)
-        sys.exit(USER_ERROR)
+    run_tool(main)

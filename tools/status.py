@@ -18,10 +18,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dilm.errors import DilmError, MissingArtifactError
+from dilm.errors import MissingArtifactError
 from dilm.jobs import DONE, FAILED, QUEUED, RUNNING
 from dilm.plan import NEW
-from dilm.runner import INTERRUPTED, USER_ERROR, told
+from dilm.runner import run_tool
 from dilm.status import costs, lines_of, log_of
 
 LOG_LINES = 40
@@ -118,10 +118,4 @@ def tail(path: Path, console: Console, watch: float | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except DilmError as error:
-        print(told(error), file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    run_tool(main)

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dilm import jobs
-from dilm.errors import DilmError
 from dilm.plan import NEW, counted
-from dilm.runner import USER_ERROR, told
+from dilm.runner import run_tool
 from dilm.site import gpus_of
 from dilm.study import Study, check_study, plan_study, send, stages_named
 from dilm.submit import script
@@ -97,8 +96,4 @@ def show(study: Study, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except DilmError as error:
-        print(told(error), file=sys.stderr)
-        sys.exit(USER_ERROR)
+    run_tool(main)
