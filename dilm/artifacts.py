@@ -14,11 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dilm import __version__, claims
+from dilm import __version__, claims, signals
 from dilm.config import REAL_METHODS, Config, LearnerConfig, plain
 from dilm.errors import MissingArtifactError
-from dilm.files import TEMPORARY, new_folder, write_json
+from dilm.files import TEMPORARY, new_folder, read_json, write_json
 from dilm.keys import content_key
+from dilm.signals import Stopped
 from dilm.sources import source_id
 
 # Raised when a stage's results change for equal configurations.
@@ -209,12 +210,15 @@ def make(
     claim = folder.with_name(f"{folder.name}.claim")
     tell = say if ranks.main else _silent
     waiting = False
-    if ranks.share(artifact.exists and not config.force):
+    force = config.force and not _made_by_this_job(artifact)
+    if ranks.share(artifact.exists and not force):
         tell(f"found {folder}")
         return False
     while True:
+        if ranks.share(signals.told()):
+            raise Stopped(ranks.share(signals.told_again()))
         with claims.held(claim) if ranks.main else nullcontext(False) as won:
-            found, won = ranks.share((artifact.exists and (waiting or not config.force), won))
+            found, won = ranks.share((artifact.exists and (waiting or not force), won))
             if found:
                 tell(f"found {folder}")
                 return False
@@ -226,6 +230,14 @@ def make(
             tell(f"{folder} is being made by {claims.holder(claim)}; waiting for it")
             waiting = True
         time.sleep(POLL_SECONDS)
+
+
+def _made_by_this_job(artifact: Artifact) -> bool:
+    """Whether an earlier attempt of this very job has made it, before the job was queued again."""
+    if not claims.restarts() or not artifact.exists:
+        return False
+    made_by: object = read_json(artifact.folder / "provenance.json")["job"]
+    return made_by == claims.job_id()
 
 
 def _silent(line: str) -> None:

@@ -51,13 +51,13 @@ class Checkpoints:
         self.folder = artifact.state
         self.config, self.world = config, world
         self._last = time.monotonic()
-        self._told = False
+        self._told = self._again = False
 
     def due(self, step: int) -> bool:
         """Whether to write one after this step: the main process's clock decides, or a signal that any rank has got."""
         minutes = self.config.minutes
         late = self.world.main and minutes is not None and time.monotonic() - self._last >= 60 * minutes
-        late, self._told = self.world.any(late, signals.told() is not None)
+        late, self._told, self._again = self.world.any(late, signals.told(), signals.told_again())
         return late or self._told or (self.config.steps is not None and step % self.config.steps == 0)
 
     def save(self, step: int, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
@@ -81,7 +81,7 @@ class Checkpoints:
         self.world.wait()
         self._last = time.monotonic()
         if self._told:
-            raise Stopped
+            raise Stopped(self._again)
 
     def _fill(self, folder: Path, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
         (folder / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)

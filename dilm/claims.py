@@ -48,11 +48,11 @@ def process_start(pid: int) -> str | None:
 def _owner() -> dict[str, object]:
     pid = os.getpid()
     owner = {"job": job_id(), "host": socket.gethostname(), "pid": pid, "start": process_start(pid)}
-    return owner | {"restarts": restarts()}
+    return owner | {"restarts": restarts(), "user": os.getuid()}
 
 
 def is_stale(claim: Path) -> bool:
-    """Whether the claim's process has ended: this host's process table tells, or Slurm of a job on another host.
+    """Whether the claim's process has ended: the process table tells, or Slurm of a job elsewhere or of another user.
 
     Where neither can, it counts as alive. A claim that can't be read is stale: it was whole when it appeared, so the
     machine crashed since.
@@ -61,7 +61,7 @@ def is_stale(claim: Path) -> bool:
         owner = json.loads(claim.read_text())
     except (FileNotFoundError, ValueError):
         return True
-    if owner["host"] != socket.gethostname():
+    if owner["host"] != socket.gethostname() or owner.get("user", os.getuid()) != os.getuid():
         job = str(owner["job"])
         return job.startswith("slurm-") and slurm.has_ended(job, owner.get("restarts", 0)) is True
     return process_start(owner["pid"]) is None or process_start(owner["pid"]) != owner["start"]
@@ -87,7 +87,8 @@ def take(claim: Path) -> Path | None:
             temporary.write_text(json.dumps(_owner()))
             os.link(temporary, held)
         except FileExistsError:
-            return None
+            if os.stat(temporary).st_nlink != 2:  # over NFS a link that was made may be reported as one that failed
+                return None
         finally:
             temporary.unlink(missing_ok=True)
     if attempts and not (attempts[-1].exists() and is_stale(attempts[-1])):
@@ -109,7 +110,7 @@ def holder(claim: Path) -> str:
         owner = json.loads(attempts[-1].read_text())
     except (IndexError, FileNotFoundError, ValueError):
         return "another process"
-    return f"job {owner['job']} (process {owner['pid']} on {owner['host']})"
+    return f"job {owner['job']} (process {owner['pid']} on {owner['host']}; its claim is {attempts[-1]})"
 
 
 @contextmanager

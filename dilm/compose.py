@@ -157,6 +157,7 @@ class Composer:
 
     def config(self, overrides: Sequence[str]) -> Config:
         """The typed configuration of these keys. Raises ConfigError."""
+        overrides = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
         values = [override for override in overrides if _is_value(override)]
         groups = tuple(override for override in overrides if not _is_value(override))
         if groups not in self._trees:

@@ -4,6 +4,7 @@ The job itself writes its record, atomically; before it starts its submitter doe
 its end is still alive is asked of Slurm or the process table. Torch-free.
 """
 
+import getpass
 import json
 import os
 import socket
@@ -58,9 +59,15 @@ class Job:
     log: str = ""  # its log file, relative to root
     after: tuple[str, ...] = ()  # jobs that must be done first
     gpus: int = 0
+    user: str = ""  # who submitted it
     submitted: float = 0.0
     attempts: tuple[Attempt, ...] = ()
     schema: int = SCHEMA
+
+    @property
+    def host(self) -> str:
+        """The host of its last attempt."""
+        return self.attempts[-1].host if self.attempts else ""
 
     @property
     def node(self) -> str:
@@ -73,9 +80,10 @@ class Job:
         """That it has run, in all attempts whose end is known."""
         return sum(attempt.end - attempt.start for attempt in self.attempts if attempt.end is not None)
 
-    def keys(self, stage: str) -> list[str]:
-        """What it makes of one stage."""
-        return [key for call in self.calls for key in call.makes.get(stage, [])]
+    @property
+    def made(self) -> list[tuple[str, str]]:
+        """Stage and key of everything that it makes."""
+        return [(stage, key) for call in self.calls for stage, keys in call.makes.items() for key in keys]
 
 
 def record_file(root: Path, name: str) -> Path:
@@ -98,8 +106,8 @@ def read_job(path: Path) -> Job | None:
 
 def read_jobs(root: Path) -> list[Job]:
     """All records, oldest first."""
-    paths = [path for path in (root / "jobs").glob("*.json") if TEMPORARY not in path.name]
-    return sorted(filter(None, map(read_job, paths)), key=lambda job: (job.submitted, job.name))
+    found = filter(None, map(read_job, (root / "jobs").glob("*.json")))
+    return sorted(found, key=lambda job: (job.submitted, job.name))
 
 
 def write_queued(root: Path, job: Job) -> None:
@@ -117,18 +125,33 @@ def write_queued(root: Path, job: Job) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def begin(root: Path, calls: tuple[Call, ...], gpus: int = 0, name: str = "", restarts: int = 0) -> Job:
+def begin(
+    root: Path,
+    calls: tuple[Call, ...],
+    *,
+    name: str = "",
+    log: str = "",
+    after: tuple[str, ...] = (),
+    gpus: int = 0,
+    restarts: int = 0,
+) -> Job:
     """Record that this process's job has started (once more)."""
     name = name or job_id()
     pid = os.getpid()
     node = os.environ.get("SLURMD_NODENAME", "")
     attempt = Attempt(time.time(), socket.gethostname(), pid, process_start(pid), restarts, node)
     known = read_job(record_file(root, name))
-    if known is None or known.calls != calls:
-        known = Job(name, QUEUED, calls, gpus=gpus, submitted=attempt.start)
-    job = replace(known, state=RUNNING, reason="", attempts=(*known.attempts, attempt))
+    if known is None or (known.calls != calls and not restarts):  # a process or job id that has come again
+        known = Job(name, QUEUED, calls, log=log, after=after, user=getpass.getuser(), submitted=attempt.start)
+    job = replace(known, state=RUNNING, reason="", gpus=gpus or known.gpus, attempts=(*known.attempts, attempt))
     _write(root, job)
     return job
+
+
+def log_file(name: str) -> str:
+    """The log of a job that submitit started, relative to root."""
+    bare = name.partition("-")[2]
+    return f"jobs/{bare}/{bare}_0_log.err"
 
 
 def extend(root: Path, name: str, call: Call) -> None:
@@ -160,62 +183,87 @@ def _write(root: Path, job: Job) -> None:
     write_bytes(record_file(root, job.name), content.encode())
 
 
-def verdict(job: Job, queue: Mapping[str, SlurmJob] | None, accounting: Mapping[str, SlurmJob]) -> tuple[str, str]:
-    """How a job really stands: its state, and why it failed or waits.
+@dataclass(frozen=True)
+class Verdict:
+    """How a job really stands."""
 
-    `queue` is None where Slurm doesn't answer: then the record is all there is.
-    """
+    job: Job
+    state: str
+    reason: str = ""  # why it failed, or waits
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or runs, as far as can be known here."""
+        known = self.job.name.startswith("slurm-") or self.job.host == socket.gethostname()
+        return self.state in (QUEUED, RUNNING) and known
+
+
+def verdict(job: Job, queue: Mapping[str, SlurmJob] | None, accounting: Mapping[str, SlurmJob]) -> Verdict:
+    """Conclude how a job stands. `queue` is None where Slurm doesn't answer: then the record is all there is."""
     if job.state in ENDED:
-        return job.state, job.reason
+        return Verdict(job, job.state, job.reason)
     if not job.name.startswith("slurm-"):
         return _verdict_of_process(job)
     if queue is None:
-        return job.state, "Slurm does not answer"
+        return Verdict(job, job.state, "Slurm does not answer")
     found = queue.get(job.name) or accounting.get(job.name)
     if found is not None and found.alive:
         again = f", stopped {len(job.attempts)} times so far" if job.state == PREEMPTED else ""
-        return (QUEUED, f"{found.reason}{again}") if found.state in PENDING else (RUNNING, "")
+        waits = found.state in PENDING
+        return Verdict(job, QUEUED, found.reason + again) if waits else Verdict(job, RUNNING)
     before = f"{job.reason}, then " if job.state == PREEMPTED else ""
-    return FAILED, before + _how_it_ended(job, found)
+    return Verdict(job, FAILED, before + _how_it_ended(found))
 
 
-def _how_it_ended(job: Job, found: SlurmJob | None) -> str:
-    if found is None and not job.attempts and job.after:
-        return f"never started: {', '.join(job.after)} did not end well"
+def _how_it_ended(found: SlurmJob | None) -> str:
     if found is None:
         return "gone from the queue without a word"
-    if found.state.startswith("CANCELLED") and not job.attempts and job.after:
-        return f"cancelled: {', '.join(job.after)} did not end well"
-    if found.state == "COMPLETED":
-        return "ended without a word"
-    return f"ended by Slurm: {found.state}"
+    return "ended without a word" if found.state == "COMPLETED" else f"ended by Slurm: {found.state}"
 
 
-def _verdict_of_process(job: Job) -> tuple[str, str]:
+def _verdict_of_process(job: Job) -> Verdict:
     """Of a job on a plain machine: only its own host can tell."""
     if not job.attempts:
-        return job.state, ""
+        return Verdict(job, job.state)
     last = job.attempts[-1]
     if last.host != socket.gethostname():
-        return job.state, f"on {last.host}, as far as its record tells"
-    alive = last.process is not None and process_start(last.pid) == last.process
-    if alive:
-        return RUNNING, ""
-    return FAILED, "told to stop; the same command goes on" if job.state == PREEMPTED else "killed"
+        return Verdict(job, job.state, f"on {last.host}, as far as its record tells")
+    if last.process is not None and process_start(last.pid) == last.process:
+        return Verdict(job, RUNNING)
+    return Verdict(job, FAILED, "told to stop; the same command goes on" if job.state == PREEMPTED else "killed")
 
 
-def judge(root: Path, names: Collection[str] | None = None) -> dict[str, tuple[str, str]]:
-    """Verdict on some or all jobs, with at most one call of squeue, and one of sacct for what the queue has forgotten.
+def judge(root: Path, names: Collection[str] | None = None) -> dict[str, Verdict]:
+    """Verdicts on some or all jobs, oldest first, with one call of squeue, and of sacct for what that has forgotten.
 
-    Records are read again after Slurm was asked: a job may end between the two, and writes its end before it ends.
+    Records that tell no end are read again after Slurm was asked: a job writes its end before it ends.
     """
-    if names is None:
-        names = [job.name for job in read_jobs(root)]
-    open_names = [job.name for job in _read(root, names) if job.state not in ENDED and job.name.startswith("slurm-")]
-    queue = slurm.queue() if open_names else {}
-    gone = [name for name in open_names if queue is not None and name not in queue]
+    found = read_jobs(root) if names is None else _read(root, names)
+    unsettled = [job for job in found if job.state not in ENDED and job.name.startswith("slurm-")]
+    queue = slurm.queue({job.user for job in unsettled}) if unsettled else {}
+    gone = [job.name for job in unsettled if queue is not None and job.name not in queue]
     accounting = slurm.accounting(gone) if gone else {}
-    return {job.name: verdict(job, queue, accounting) for job in _read(root, names)}
+    again = {job.name: job for job in _read(root, [job.name for job in unsettled])}
+    verdicts = {job.name: verdict(again.get(job.name, job), queue, accounting) for job in found}
+    return {name: _with_its_parents(root, one, verdicts) for name, one in verdicts.items()}
+
+
+def _with_its_parents(root: Path, one: Verdict, verdicts: Mapping[str, Verdict]) -> Verdict:
+    """Of a job that never started: whether it waited in vain."""
+    if one.state != FAILED or one.job.attempts or not one.job.after:
+        return one
+    failed = [name for name in one.job.after if _has_failed(root, name, verdicts)]
+    if not failed:
+        return replace(one, reason=f"never started: {one.reason}")
+    return replace(one, reason=f"never started: {', '.join(failed)} did not end well")
+
+
+def _has_failed(root: Path, array: str, verdicts: Mapping[str, Verdict]) -> bool:
+    members = [one for name, one in verdicts.items() if name == array or name.startswith(f"{array}_")]
+    if not members:
+        paths = [record_file(root, array), *(root / "jobs").glob(f"{array}_*.json")]
+        return any(job is not None and job.state == FAILED for job in map(read_job, paths))
+    return any(member.state == FAILED for member in members)
 
 
 def _read(root: Path, names: Collection[str]) -> list[Job]:

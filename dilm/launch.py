@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dilm import launcher, plan, runner
-from dilm.checks import typed
+from dilm.checks import COMMANDS, typed
 from dilm.compose import checked, with_fallback
 from dilm.config import CONF_FOLDER, Config, attach
 from dilm.errors import DilmError, MissingArtifactError
@@ -63,9 +63,10 @@ def _run_job(
     """One job. In a multirun the user's errors are told at once and kept, and the other jobs go on."""
     hydra_config = HydraConfig.get()
     keys = tuple(hydra_config.overrides.task)
+    runner.prepare_work()
     try:
         config = with_fallback(typed(composed))
-        if command in plan.COMMANDS:
+        if command in COMMANDS:
             recorder.add(config, Call(command, keys, config.task.name, plan.makes(config, command)))
         run(config)
     except DilmError as caught:

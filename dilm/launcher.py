@@ -4,6 +4,8 @@ Hydra's launchers must give results back, so they block; `tools/submit.py` submi
 off goes on where it is: what is made already is not submitted, what live jobs are making is waited for.
 """
 
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from dilm import jobs, plan, runner, slurm
+from dilm.checks import COMMANDS
 from dilm.compose import Composer
 from dilm.errors import ConfigError, JobsFailedError
 from dilm.jobs import Call
-from dilm.site import gpus_of, with_site
+from dilm.site import with_site
 from dilm.submit import JobArray, check, chunks, submit, wait
 
 Verdict = tuple[str, str]
@@ -47,7 +50,7 @@ class _Launcher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run every combination as a job, and wait for all."""
         root, command = Path(self.config.root), str(self.config.hydra.job.name)
-        if command not in plan.COMMANDS or command == "collect":
+        if command not in COMMANDS or command == "collect":
             raise ConfigError(f"python -m dilm.{command} does not run as a job; leave hydra/launcher away.")
         composer = Composer()
         calls = []
@@ -84,38 +87,43 @@ class SlurmLauncher(_Launcher):
     def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
         """Submit what is new, in as few arrays as the cluster takes, and wait."""
         standing = plan.standing_of(root)
-        holders = [None if force else _holder(call, standing) for call in calls]
+        holders = [None if force else _holders(call, standing) for call in calls]
+        names = {index: holder for index, holder in enumerate(holders) if holder is not None}
         new = [index for index, holder in enumerate(holders) if holder is None]
-        names = {index: holder for index, holder in enumerate(holders) if holder}
-        _say(f"{len(calls)} jobs: {holders.count('')} done already, {len(names)} running or queued, {len(new)} new")
+        n_done = sum(holder == [] for holder in holders)
+        _say(f"{len(calls)} jobs: {n_done} done already, {len(names) - n_done} running or queued, {len(new)} new")
         if new:
             site = OmegaConf.to_object(self.config.site)
             asked = with_site(self.parameters, site, command)  # type: ignore[arg-type]
             array = JobArray(command, root, tuple((calls[index],) for index in new), asked)
-            check(array)
-            largest = self.config.site.max_array_size or slurm.max_array_size()
-            for part in chunks(array, largest):
+            parts = list(chunks(array, self.config.site.max_array_size or slurm.max_array_size()))
+            check(parts[0])
+            for part in parts:
                 submitted = submit(part)
-                names |= dict(zip(new[: len(submitted)], submitted, strict=True))
+                names |= {index: [name] for index, name in zip(new, submitted, strict=False)}
                 new = new[len(submitted) :]
                 _say(f"submitted {array_of(submitted)}: {len(submitted)} jobs; logs in {root / 'jobs'}")
+        every = sorted({name for holder in names.values() for name in holder})
         try:
-            verdicts = wait(root, list(names.values())) if names else {}
+            verdicts = wait(root, every)
         except KeyboardInterrupt:
-            ids = " ".join(sorted({slurm.bare_id(name).partition("_")[0] for name in names.values()}))
+            ids = " ".join(sorted({slurm.bare_id(name).partition("_")[0] for name in every}))
             _say(f"the jobs go on: `python tools/status.py {root}` shows them, `scancel {ids}` ends them")
             raise
-        return [verdicts[names[index]] if index in names else (jobs.DONE, "") for index in range(len(calls))]
+        return [_worst([verdicts[name] for name in names[index]]) for index in range(len(calls))]
 
 
-def _holder(call: Call, standing: plan.Standing) -> str | None:
-    """The live job that makes what a call would make, "" where all is there, None where it is to be submitted."""
-    keys = [(stage, key) for stage, names in call.makes.items() for key in names]
-    states = [standing.of(stage, key) for stage, key in keys]
-    if not keys or plan.NEW in states or jobs.FAILED in states:
+def _worst(verdicts: list[Verdict]) -> Verdict:
+    return next((verdict for verdict in verdicts if verdict[0] != jobs.DONE), (jobs.DONE, ""))
+
+
+def _holders(call: Call, standing: plan.Standing) -> list[str] | None:
+    """The live jobs that make what a call would make, none where all is there; None where it is to be submitted."""
+    states = [standing.of(stage, key) for stage, names in call.makes.items() for key in names]
+    if not states or plan.NEW in states or jobs.FAILED in states:
         return None
-    live = [standing.live[key][0] for (_, key), state in zip(keys, states, strict=True) if state != jobs.DONE]
-    return live[0] if live else ""
+    keys = [key for names in call.makes.values() for key in names]
+    return sorted({standing.live[key].job.name for key in keys if key in standing.live})
 
 
 def array_of(names: Sequence[str]) -> str:
@@ -143,7 +151,8 @@ class LocalLauncher(_Launcher):
             executor.update_parameters(
                 nodes=wanted["nodes"],
                 tasks_per_node=wanted["tasks_per_node"],
-                gpus_per_node=gpus_of({"gres": f"gpu:{wanted['gpus_per_node'] or 0}"}),
+                gpus_per_node=wanted["gpus_per_node"],
+                visible_gpus=_visible_gpus(),
                 timeout_min=wanted["timeout_min"],
             )
             job = executor.submit(runner.run_job, str(root), (call,))
@@ -151,7 +160,13 @@ class LocalLauncher(_Launcher):
             _say(f"job {number + 1} of {len(calls)} ({name}): {' '.join(call.overrides)}; log: {job.paths.stderr}")
             while not job.done():
                 time.sleep(0.2)
-            verdicts.append(
-                jobs.judge(root, [name]).get(name, (jobs.FAILED, f"ended without a word; {job.paths.stderr}"))
-            )
+            verdict = jobs.judge(root, [name]).get(name)
+            silent = (jobs.FAILED, f"ended without a word; its log is {job.paths.stderr}")
+            verdicts.append((verdict.state, verdict.reason) if verdict else silent)
         return verdicts
+
+
+def _visible_gpus() -> tuple[int, ...]:
+    """The GPUs that the user left in sight, where they are given by number."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(map(int, given.split(","))) if re.fullmatch(r"\d+(,\d+)*", given) else ()

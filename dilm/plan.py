@@ -21,11 +21,10 @@ from dilm.cells import evaluation_cells
 from dilm.config import REAL_METHODS, Config
 from dilm.data import split_hash
 from dilm.errors import DilmError
-from dilm.jobs import DONE, FAILED, QUEUED, RUNNING, Call, judge, read_jobs
-from dilm.results import read_rows
+from dilm.jobs import DONE, FAILED, Call, Verdict, judge
+from dilm.results import Row, read_rows, rows_folder
 from dilm.sources import cache_folder
 
-COMMANDS = ("train", "generate", "evaluate", "collect")
 STAGES = ("pretrain", "match", "generate", "evaluate", "collect")
 COMMAND_OF = dict(zip(STAGES, ("train", "train", "generate", "evaluate", "collect"), strict=True))
 NEW = "new"
@@ -137,16 +136,31 @@ class Standing:
     root: Path
     done_cells: frozenset[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)  # key: why
-    live: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # key: job's name; queued or running
-    verdicts: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # job's name: its state, and why
+    live: Mapping[str, Verdict] = field(default_factory=dict)  # key: the job that is making it
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # of all jobs, oldest first
+    rows: Sequence[Row] = ()
 
     def of(self, stage: str, key: str) -> str:
         """`done`, `running`, `queued`, `failed` or `new`."""
-        if key in self.done_cells if stage == "evaluate" else (self.root / key).is_dir():
+        if self._is_there(stage, key):
             return DONE
         if key in self.live:
-            return self.live[key][1]
+            return self.live[key].state
         return FAILED if key in self.failed else NEW
+
+    def _is_there(self, stage: str, key: str) -> bool:
+        if stage == "evaluate":
+            return key in self.done_cells
+        return report_is_current(self.root) if stage == "collect" else (self.root / key).is_dir()
+
+
+def report_is_current(root: Path) -> bool:
+    """Whether no row is newer than the report."""
+    try:
+        made = (root / REPORT / "tables.md").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return all(path.stat().st_mtime <= made for path in rows_folder(root).glob("rows-*.jsonl"))
 
 
 def standing_of(root: Path) -> Standing:
@@ -155,17 +169,18 @@ def standing_of(root: Path) -> Standing:
     rows = read_rows(root)
     done = frozenset(row.key for row in rows if row.status == DONE)
     failed: dict[str, str] = {}
-    live: dict[str, tuple[str, str]] = {}
-    for job in read_jobs(root):
-        state, reason = verdicts.get(job.name, (FAILED, "its record is gone"))
-        for key in (key for call in job.calls for keys in call.makes.values() for key in keys):
+    live: dict[str, Verdict] = {}
+    for verdict in verdicts.values():
+        for stage, key in verdict.job.made:
             failed.pop(key, None)
-            if state in (QUEUED, RUNNING):
-                live[key] = (job.name, state)
-            elif state != DONE:
-                failed[key] = reason
+            if verdict.live:
+                live[key] = verdict
+            elif verdict.state != DONE:
+                failed[key] = verdict.reason
+            elif stage == "evaluate" and key not in done:
+                failed[key] = f"{verdict.job.name} ended without it"
     failed |= {row.key: row.error or "" for row in rows if row.status == FAILED}
-    return Standing(root, done, failed, live, verdicts)
+    return Standing(root, done, failed, live, verdicts, rows)
 
 
 def left_of(units: Sequence[Unit], standing: Standing, states: Sequence[str] = (NEW, FAILED)) -> list[Unit]:
@@ -194,7 +209,7 @@ def part_of(unit: Unit, indices: Sequence[int]) -> Unit:
 def _cells_override(overrides: tuple[str, ...], indices: Sequence[int]) -> tuple[str, ...]:
     """The keys with `evaluate.cells`; where they name cells already, the indices are into those."""
     name = "evaluate.cells="
-    before = [override for override in overrides if override.startswith(name)]
+    before = [override for override in overrides if override.startswith(name) and not override.endswith("=null")]
     if before:
         known = before[-1].removeprefix(name).strip("[]").split(",")
         indices = [int(known[index]) for index in indices]

@@ -127,20 +127,17 @@ def _parse(content: bytes) -> Iterator[Row]:
             yield Row(**{name: value for name, value in values.items() if name in names})
 
 
-class DoneCells:
-    """Keys of the cells that need not be evaluated again, kept up to date by reading what was appended since."""
+class RowLog:
+    """What all jobs' rows tell of cells, kept up to date by reading what was appended since."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._keys: set[str] = set()
         self._read: dict[Path, int] = {}  # bytes of each file that have been seen
+        self._done: dict[str, set[str]] = {}  # key: jobs that did it
+        self._settled: set[str] = set()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.all()
-
-    def all(self) -> set[str]:
-        """The keys."""
-        for path in rows_folder(self.root).glob("rows-*.jsonl"):
+    def _update(self) -> None:
+        for path in sorted(rows_folder(self.root).glob("rows-*.jsonl")):
             seen = self._read.get(path, 0)
             if path.stat().st_size <= seen:
                 continue
@@ -149,8 +146,30 @@ class DoneCells:
                 content = stream.read()
             whole = content[: content.rfind(b"\n") + 1]
             self._read[path] = seen + len(whole)
-            self._keys |= {row.key for row in _parse(whole) if row.status == "done"}
-        return self._keys
+            for row in _parse(whole):
+                self._settled.add(row.key)
+                if row.status == "done":
+                    self._done.setdefault(row.key, set()).add(row.job_id.partition("-rank")[0])
+
+    def done(self) -> set[str]:
+        """Keys of the cells that need not be evaluated again."""
+        self._update()
+        return set(self._done)
+
+    def done_by_this_job(self) -> set[str]:
+        """... because this very job did, before it was queued again."""
+        self._update()
+        return {key for key, by in self._done.items() if claims.job_id() in by}
+
+    def begin(self, settled: set[str]) -> None:
+        """From now on count as settled these cells, and those of which another row comes."""
+        self._update()
+        self._settled = set(settled)
+
+    def settled(self, key: str) -> bool:
+        """Whether nothing is left to do for a cell: another process has done it meanwhile, or has failed at it."""
+        self._update()
+        return key in self._settled
 
 
 @contextmanager

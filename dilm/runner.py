@@ -47,10 +47,16 @@ def prepare() -> None:
     os.environ.update(slurm.rank_variables(os.environ))
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def prepare_work() -> None:
+    """What a process that computes needs besides; one that only submits would hand it on to other machines."""
     if not any(Path(device).exists() for device in GPU_DEVICES):
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # else DeepSpeed, which transformers imports, warns of its choice
+        # Else DeepSpeed, which transformers imports, warns of its choice.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if folder := os.environ.get("TMPDIR"):  # a site's scratch, which the batch script made on the first node alone
+        with suppress(OSError):
+            Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def rank() -> int:
@@ -66,11 +72,12 @@ class Recorder:
         self.calls: tuple[Call, ...] = ()
         self.max_requeues = 0
 
-    def begin(self, root: Path, calls: tuple[Call, ...]) -> None:
+    def begin(self, root: Path, calls: tuple[Call, ...], after: tuple[str, ...] = ()) -> None:
         """Record that the job has started."""
         self.root, self.calls = root, calls
         if rank() == 0:
-            jobs.begin(root, calls, restarts=restarts())
+            log = jobs.log_file(job_id()) if "SUBMITIT_EXECUTOR" in os.environ else ""
+            jobs.begin(root, calls, log=log, after=after, gpus=_gpus(), restarts=restarts())
 
     def add(self, config: Config, call: Call) -> None:
         """Record one more call of a process whose calls become known one by one."""
@@ -92,6 +99,12 @@ class Recorder:
                 return
             by = f"rank {rank()}: " if end.reason and rank() else ""
             jobs.finish(self.root, job_id(), end.state, by + end.reason)
+
+
+def _gpus() -> int:
+    """GPUs that Slurm gave this job, on all its nodes."""
+    on_node, nodes = (os.environ.get(name, "") for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_NUM_NODES"))
+    return int(on_node) * int(nodes or 1) if on_node.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def told(error: DilmError) -> str:
 def ending(error: BaseException, recorder: Recorder) -> Ending:
     """Tell the user what happened, and how the process is to end."""
     if isinstance(error, Stopped) or _left_by_peers(error):
-        return _stop(recorder)
+        return _stop(error.again if isinstance(error, Stopped) else signals.told_again(), recorder)
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; the same command goes on from what is complete", file=sys.stderr)
         return Ending(INTERRUPTED, jobs.FAILED, "interrupted")
@@ -140,30 +153,29 @@ def ending(error: BaseException, recorder: Recorder) -> Ending:
 def _left_by_peers(error: BaseException) -> bool:
     """Whether ranks were told to stop, and this one's peers have gone before it."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return signals.told() is not None and not alone and isinstance(error, Exception) and user_error(error) is None
+    return signals.told() and not alone and isinstance(error, Exception) and user_error(error) is None
 
 
-def _stop(recorder: Recorder) -> Ending:
+def _stop(again: bool, recorder: Recorder) -> Ending:
     """After a signal: the main rank queues the job again, the others leave quietly so as not to end it before."""
     if rank():
         return Ending(0, jobs.DONE)
-    signal = signals.told()
-    name = signal.name if signal else "a signal"
-    if signal is None or signal.name == "SIGTERM" or not job_id().startswith("slurm-"):
-        print(f"stopped by {name}; the same command goes on from here", file=sys.stderr)
-        return Ending(STOPPED, jobs.PREEMPTED, f"stopped by {name}")
+    stopped = "stopped by a signal" if again else "stopped by SIGTERM"
+    if not again or not job_id().startswith("slurm-"):
+        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        return Ending(STOPPED, jobs.PREEMPTED, stopped)
     if restarts() >= recorder.max_requeues:
-        reason = f"stopped by {name}, and queued again {restarts()} times already; raise launcher.max_requeues"
+        reason = f"{stopped}, and queued again {restarts()} times already; raise launcher.max_requeues"
         print(reason, file=sys.stderr)
         return Ending(STOPPED, jobs.FAILED, reason)
-    preempted = Ending(0, jobs.PREEMPTED, f"stopped by {name}")
+    preempted = Ending(0, jobs.PREEMPTED, stopped)
     recorder.end(preempted)
     try:
         slurm.requeue(job_id())
     except SlurmError as error:
         print(told(error), file=sys.stderr)
-        return Ending(STOPPED, jobs.FAILED, f"stopped by {name}, and not queued again: {error}")
-    print(f"stopped by {name}; queued again, to go on from here", file=sys.stderr)
+        return Ending(STOPPED, jobs.FAILED, f"{stopped}, and not queued again: {error}")
+    print(f"{stopped}; queued again, to go on from here", file=sys.stderr)
     return preempted
 
 
@@ -192,7 +204,7 @@ def run_tool(main: Callable[[list[str]], None]) -> None:
         sys.exit(INTERRUPTED)
 
 
-def run_job(root: str, calls: tuple[Call, ...]) -> NoReturn:
+def run_job(root: str, calls: tuple[Call, ...], after: tuple[str, ...] = ()) -> NoReturn:
     """The whole life of one process of a submitted job: run its calls one after another, and tell the truth.
 
     A call that fails doesn't keep the next from running.
@@ -201,7 +213,8 @@ def run_job(root: str, calls: tuple[Call, ...]) -> NoReturn:
     failures: list[Ending] = []
     try:
         prepare()
-        recorder.begin(Path(root), calls)
+        prepare_work()
+        recorder.begin(Path(root), calls, after)
         composer = Composer()
         for call in calls:
             _run_call(call, composer, recorder, failures)

@@ -12,7 +12,14 @@ _told: signal.Signals | None = None
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has saved what it had; the same command goes on from there."""
+    """The run was told to stop, and has saved what it had; the same command goes on from there.
+
+    `again`: whether the job is to be queued again, since some rank got USR2.
+    """
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again = again
 
 
 def listen(job: bool = False) -> None:
@@ -40,12 +47,17 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def told() -> signal.Signals | None:
-    """The signal that told this process to stop, if any."""
-    return _told
+def told() -> bool:
+    """Whether a signal told this process to stop."""
+    return _told is not None
+
+
+def told_again() -> bool:
+    """Whether a signal told this process to stop and to be queued again."""
+    return _told == signal.SIGUSR2
 
 
 def check_stop() -> None:
     """Raise Stopped where this process was told to stop: for work that ranks do on their own."""
-    if _told is not None:
-        raise Stopped
+    if told():
+        raise Stopped(told_again())

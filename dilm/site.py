@@ -42,25 +42,29 @@ class LauncherConfig:
     cpus: int | None = None  # of each process
     mem_gb: int | None = None  # on each node
     minutes: int | None = None
-    array_parallelism: int = 64  # jobs of one stage and task that run at a time
+    array_parallelism: int = 64  # jobs of one array that run at a time
     cells_per_job: int | None = None  # evaluation cells a job; null: all of one task, method, size and learner
     max_requeues: int = 20  # times that a job is queued again when its time ends
 
 
 def request(site: SiteConfig, launcher: LauncherConfig, command: str) -> dict[str, Any]:
     """What a job of a command (train, generate, evaluate, collect) asks for, by the names of `hydra.launcher`."""
-    gpus = 0 if command == "collect" else site.gpus if launcher.gpus is None else launcher.gpus
     minutes = launcher.minutes or site.minutes.get(command, 60)
-    alone = command == "collect"
-    return {
-        "partition": site.partition if gpus or site.cpu_partition is None else site.cpu_partition,
-        "nodes": 1 if alone else launcher.nodes,
-        "tasks_per_node": 1 if alone else launcher.tasks or max(gpus, 1),
+    limits = {"timeout_min": minutes, "signal_delay_s": min(site.signal_seconds, 30 * minutes)}
+    cpu_partition = site.partition if site.cpu_partition is None else site.cpu_partition
+    if command == "collect":
+        alone = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus": 0, "gres": None, "mem_gb": None}
+        return alone | limits | {"partition": cpu_partition, "constraint": None}
+    gpus = site.gpus if launcher.gpus is None else launcher.gpus
+    return limits | {
+        "partition": site.partition if gpus else cpu_partition,
+        "constraint": site.constraint if gpus or site.cpu_partition is None else None,
+        "nodes": launcher.nodes,
+        "tasks_per_node": launcher.tasks or max(gpus, 1),
         "cpus_per_task": launcher.cpus or site.cpus,
+        "gpus": gpus,
         "gres": ":".join(part for part in ("gpu", site.gpu_type, str(gpus)) if part) if gpus else None,
         "mem_gb": site.mem_gb if launcher.mem_gb is None else launcher.mem_gb,
-        "timeout_min": minutes,
-        "signal_delay_s": min(site.signal_seconds, 30 * minutes),
     }
 
 
@@ -81,12 +85,12 @@ def gpus_of(asked: dict[str, Any]) -> int:
 
 def setup_lines(site: SiteConfig, command: str) -> list[str]:
     """Shell lines before a job's processes start."""
-    lines = [f"source {shlex.quote(str(ENVIRONMENT_FILE))}"]
+    lines = ["set -e", f"source {shlex.quote(str(ENVIRONMENT_FILE))}"]
     if command == "evaluate":  # whose processes need each other not, so that none is ended when another one fails
         lines.append("export SLURM_KILL_BAD_EXIT=0 SLURM_WAIT=0")
     if site.modules:
         lines.append(f"module load {shlex.join(site.modules)}")
     lines += site.setup
     if site.scratch:
-        lines.append(f'export TMPDIR="{site.scratch}" && mkdir -p "$TMPDIR"')
+        lines.append(f'export TMPDIR="{site.scratch}"; mkdir -p "$TMPDIR"')
     return lines

@@ -17,8 +17,8 @@ from dilm.errors import ConfigError, SlurmError
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STOPPED", "STAGE_OUT", "RESIZING")
 PORTS = range(20_000, 32_000)  # below those that Linux hands out to outgoing connections
-SQUEUE_FORMAT = "%F|%K|%A|%T|%r|%N|%M"
-SACCT_FORMAT = "JobID,State,ElapsedRaw,AllocTRES,NodeList"
+SQUEUE_FORMAT = "%F|%K|%A|%T|%r"
+SACCT_FORMAT = "JobID,State,ElapsedRaw"
 CALL_SECONDS = 60.0
 ANSWER_SECONDS = 30  # how long an answer about one job is good
 
@@ -29,9 +29,7 @@ class SlurmJob:
 
     state: str  # one of Slurm's words, such as PENDING or OUT_OF_MEMORY
     reason: str = ""  # why it waits
-    node: str = ""
-    seconds: int = 0  # it has run
-    gpus: int = 0  # allocated; 0 also where Slurm doesn't tell
+    seconds: int = 0  # it has run, in all attempts; only the accounting tells
 
     @property
     def alive(self) -> bool:
@@ -69,10 +67,11 @@ def bare_id(name: str) -> str:
     return name.removeprefix("slurm-")
 
 
-def queue() -> dict[str, SlurmJob] | None:
-    """This user's jobs that are alive or ended some minutes ago, by one call; None where Slurm doesn't answer."""
+def queue(users: Collection[str]) -> dict[str, SlurmJob] | None:
+    """These users' jobs that are alive or ended some minutes ago, by one call; None where Slurm doesn't answer."""
+    whose = ["-u", ",".join(sorted(users))] if all(users) else ["--me"]
     try:
-        printed = call("squeue", "--me", "-h", "-r", "-t", "all", "-o", SQUEUE_FORMAT)
+        printed = call("squeue", *whose, "-h", "-r", "-t", "all", "-o", SQUEUE_FORMAT)
     except SlurmError:
         return None
     return parse_queue(printed)
@@ -82,18 +81,9 @@ def parse_queue(printed: str) -> dict[str, SlurmJob]:
     """Jobs of squeue's lines, in SQUEUE_FORMAT."""
     found = {}
     for line in printed.splitlines():
-        array, task, job, state, reason, node, elapsed = line.split("|")
-        found[job_name(job, array, task)] = SlurmJob(state, reason, node, _seconds(elapsed))
+        array, task, job, state, reason = line.split("|")
+        found[job_name(job, array, task)] = SlurmJob(state, reason)
     return found
-
-
-def _seconds(elapsed: str) -> int:
-    """[days-][[hours:]minutes:]seconds."""
-    days, _, clock = elapsed.rpartition("-")
-    total = 0
-    for part in clock.split(":"):
-        total = total * 60 + int(part) if part.isdecimal() else 0
-    return total + 86_400 * int(days or 0)
 
 
 def accounting(names: Collection[str]) -> dict[str, SlurmJob]:
@@ -116,12 +106,11 @@ def parse_accounting(printed: str) -> dict[str, SlurmJob]:
     """Jobs of sacct's lines, in SACCT_FORMAT; of a requeued one the last attempt's state and all attempts' time."""
     found: dict[str, SlurmJob] = {}
     for line in printed.splitlines():
-        job, state, elapsed, resources, node = line.split("|")
+        job, state, elapsed = line.split("|")
         name = f"slurm-{job}"
         before = found[name].seconds if name in found else 0
-        gpus = [part.partition("=")[2] for part in resources.split(",") if part.startswith("gres/gpu=")]
         state = (state.split() or ["UNKNOWN"])[0]  # CANCELLED by <user>
-        found[name] = SlurmJob(state, "", node, before + int(elapsed or 0), int(gpus[0]) if gpus else 0)
+        found[name] = SlurmJob(state, "", before + int(elapsed or 0))
     return found
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from dilm import jobs, slurm
 from dilm.errors import ConfigError
-from dilm.jobs import DONE, FAILED, QUEUED, RUNNING, Job
+from dilm.jobs import DONE, FAILED, QUEUED, RUNNING, Job, Verdict
 from dilm.plan import STAGES, Standing, standing_of
-from dilm.results import read_rows
 
 
 @dataclass
@@ -22,22 +21,22 @@ class Line:
     seconds: float = 0.0  # that its jobs have run
     nodes: list[str] = field(default_factory=list)  # where they ran last
     error: str = ""  # the newest
+    waits: str = ""  # why a job is not started
 
 
 def lines_of(root: Path) -> list[Line]:
     """A line for each stage and task, in the order of stages."""
-    standing, records = standing_of(root), jobs.read_jobs(root)
+    standing = standing_of(root)
     lines: dict[tuple[str, str], Line] = {}
     keys: dict[tuple[str, str], dict[str, None]] = {}
-    for job in records:
-        for call in job.calls:
+    for verdict in standing.verdicts.values():
+        for call in verdict.job.calls:
             for stage, made in call.makes.items():
                 place = (stage, call.task)
                 keys.setdefault(place, {}).update(dict.fromkeys(made))
-                line = lines.setdefault(place, Line(*place))
                 last = stage == list(call.makes)[-1]  # a job of two stages counts its time once
-                _add_job(line, job, standing.verdicts.get(job.name, (job.state, "")), last)
-    for row in read_rows(root):  # also of jobs whose records are gone
+                _add_job(lines.setdefault(place, Line(*place)), verdict, last)
+    for row in standing.rows:  # also of jobs whose records are gone
         place = ("evaluate", row.task)
         lines.setdefault(place, Line(*place))
         keys.setdefault(place, {})[row.key] = None
@@ -46,12 +45,15 @@ def lines_of(root: Path) -> list[Line]:
     return sorted(lines.values(), key=lambda line: (STAGES.index(line.stage), line.task))
 
 
-def _add_job(line: Line, job: Job, verdict: tuple[str, str], timed: bool) -> None:
-    line.seconds += seconds_of(job, verdict[0]) if timed else 0.0
+def _add_job(line: Line, verdict: Verdict, timed: bool) -> None:
+    job = verdict.job
+    line.seconds += seconds_of(verdict) if timed else 0.0
     if job.node and job.node not in line.nodes:
         line.nodes.append(job.node)
-    if verdict[0] == FAILED:
-        line.error = verdict[1]
+    if verdict.state == FAILED:
+        line.error = verdict.reason
+    if verdict.state == QUEUED:
+        line.waits = verdict.reason
 
 
 def _count(line: Line, keys: Iterable[str], standing: Standing) -> None:
@@ -64,10 +66,12 @@ def _count(line: Line, keys: Iterable[str], standing: Standing) -> None:
         line.error = ""
 
 
-def seconds_of(job: Job, state: str) -> float:
+def seconds_of(verdict: Verdict) -> float:
     """That a job has run, with the attempt that is running."""
+    job = verdict.job
     last = job.attempts[-1] if job.attempts else None
-    return job.seconds + (time.time() - last.start if last and last.end is None and state == RUNNING else 0.0)
+    running = last is not None and last.end is None and verdict.state == RUNNING
+    return job.seconds + (time.time() - last.start if last and running else 0.0)
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,15 @@ class Cost:
 def costs(root: Path) -> list[Cost]:
     """GPU hours by stage; of jobs that were killed Slurm's accounting tells the time, where the site has it."""
     verdicts = jobs.judge(root)
-    records = jobs.read_jobs(root)
-    told = slurm.accounting([job.name for job in records if job.name.startswith("slurm-") and _is_cut(job)])
+    cut = [name for name, verdict in verdicts.items() if name.startswith("slurm-") and _is_cut(verdict.job)]
+    told = slurm.accounting(cut)
     totals: dict[str, list[float]] = {}
-    for job in records:
-        state = verdicts[job.name][0]
-        seconds = max(seconds_of(job, state), told[job.name].seconds if job.name in told else 0.0)
+    for name, verdict in verdicts.items():
+        job, seconds = verdict.job, max(seconds_of(verdict), told[name].seconds if name in told else 0.0)
         good = sum(a.end - a.start for a in job.attempts if a.end and a.state in (DONE, jobs.PREEMPTED))
-        if state in (QUEUED, RUNNING):
+        if verdict.live:
             good = seconds
-        stage = next((stage for call in job.calls for stage in reversed(call.makes)), "")
+        stage = job.made[-1][0] if job.made else ""
         total = totals.setdefault(stage, [0.0, 0.0])
         total[0] += seconds * job.gpus / 3600
         total[1] += (seconds - good) * job.gpus / 3600
@@ -106,10 +109,9 @@ def _is_cut(job: Job) -> bool:
 def log_of(root: Path, key: str) -> Path:
     """The log of the newest job of that name or id, or that makes a cell or artifact whose key begins so."""
     for job in reversed(jobs.read_jobs(root)):
-        made = [name for call in job.calls for names in call.makes.values() for name in names]
-        if key in (job.name, slurm.bare_id(job.name)) or any(_names(name, key) for name in made):
+        if key in (job.name, slurm.bare_id(job.name)) or any(_names(name, key) for _, name in job.made):
             if not job.log:
-                raise ConfigError(f"{job.name} ran in a terminal, and has no log.")
+                raise ConfigError(f"{job.name} was not started by dilm, and its log is not known.")
             return root / job.log
     raise ConfigError(
         f"no job below {root} has made {key!r}; give a job's id, a cell's key, or an artifact's name or key."

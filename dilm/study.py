@@ -1,6 +1,6 @@
 """A study sent to Slurm at once: every stage's jobs in arrays that wait for what they need. Torch-free."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from dilm import jobs, slurm
 from dilm.compose import Composer, checked, sweep
 from dilm.config import Config
 from dilm.errors import ConfigError, MissingArtifactError
-from dilm.jobs import Call
+from dilm.jobs import Call, Verdict
 from dilm.plan import COMMAND_OF, REPORT, STAGES, Standing, Unit, jobs_of, left_of, standing_of, units_of
 from dilm.site import gpus_of
 from dilm.submit import JobArray, array_name, asked_for, check, chunks, submit
 
 # Stages that a user may name; training is two of them, so that several matchings share a pre-training.
 NAMES = {"train": ("pretrain", "match")} | {stage: (stage,) for stage in STAGES}
+LIVE = (jobs.QUEUED, jobs.RUNNING)
 ASKING = ("site", "launcher", "hydra", "experiment", "root")  # keys that change what a job asks for
 
 
@@ -86,13 +87,12 @@ def plan_retry(root: Path) -> Study:
     """Plan again exactly what has failed: by the keys of the jobs that were to make it."""
     standing, composer = standing_of(root), Composer()
     study = Study(root, standing, {})
-    calls = _failed_calls(root, standing)
+    calls = _failed_calls(standing)
     per_job = None
     for stage in STAGES[:-1]:
         found: dict[str, Unit] = {}
         for call in calls.get(stage, []):
-            # What is trained doesn't depend on the method; which stage is needed does.
-            keys = (*call.overrides, *(["method=dilm"] if call.command == "train" else []))
+            keys = _again(call)
             config = composer.config(keys)
             per_job = config.launcher.cells_per_job
             study.max_array_size = config.site.max_array_size
@@ -100,16 +100,24 @@ def plan_retry(root: Path) -> Study:
                 found.setdefault(unit.keys[0], unit)
         study.units[stage] = list(found.values())
         _arrange(study, stage, study.units[stage], per_job)
+    for call in calls.get("collect", [])[-1:]:
+        _collect(study, call.overrides)
     return study
 
 
-def _failed_calls(root: Path, standing: Standing) -> dict[str, list[Call]]:
+def _again(call: Call) -> tuple[str, ...]:
+    """The keys of a call, to find its units by. What is trained doesn't depend on the method, which stage is does."""
+    apart = ("force=", *(("method=", "stages=") if call.command == "train" else ()))
+    keys = [override for override in call.overrides if not override.startswith(apart)]
+    return (*keys, *(["method=dilm"] if call.command == "train" else []))
+
+
+def _failed_calls(standing: Standing) -> dict[str, list[Call]]:
     """For every stage the calls that make something that has failed, the newest call of each key alone."""
     newest: dict[tuple[str, str], Call] = {}
-    for job in jobs.read_jobs(root):
-        for call in job.calls:
-            for stage, keys in call.makes.items():
-                newest |= {(stage, key): call for key in keys}
+    for verdict in standing.verdicts.values():
+        for call in verdict.job.calls:
+            newest |= {(stage, key): call for stage, keys in call.makes.items() for key in keys}
     found: dict[str, list[Call]] = {}
     for (stage, key), call in newest.items():
         known = found.setdefault(stage, [])
@@ -152,7 +160,7 @@ def _needs(study: Study, job: Sequence[Unit]) -> tuple[frozenset[int], frozenset
             if folder in study.makers:
                 planned |= study.makers[folder]
             elif folder in study.standing.live:
-                live.add(study.standing.live[folder][0])
+                live.add(_to_wait_for(study.standing.live[folder], folder))
             elif not (study.root / folder).is_dir():
                 before = "generate" if unit.stage == "evaluate" else "train"
                 raise MissingArtifactError(
@@ -161,35 +169,50 @@ def _needs(study: Study, job: Sequence[Unit]) -> tuple[frozenset[int], frozenset
     return frozenset(planned), frozenset(live)
 
 
+def _to_wait_for(verdict: Verdict, key: str) -> str:
+    """A live job's name, for a dependency. Raises ConfigError for one that Slurm doesn't know."""
+    if not verdict.job.name.startswith("slurm-"):
+        raise ConfigError(
+            f"{key} is being made by {verdict.job.name} on {verdict.job.host}, outside Slurm, and jobs can't wait for "
+            "that; submit again when it is done."
+        )
+    return verdict.job.name
+
+
 def _collect(study: Study, overrides: tuple[str, ...]) -> None:
-    """One job that brings all rows together, once every evaluation is done."""
+    """One job that brings all rows together, once every evaluation is done; none where the report is up to date."""
     evaluations = {number for number, planned in enumerate(study.arrays) if planned.array.stage == "evaluate"}
     keys = [key for unit in study.units.get("evaluate", []) for key in unit.keys]
-    live = {
-        study.standing.live[key][0] for key in keys if study.standing.of("evaluate", key) in (jobs.QUEUED, jobs.RUNNING)
-    }
-    if not evaluations and not live:
+    holders = [study.standing.live[key] for key in keys if key in study.standing.live]
+    if not evaluations and not holders and study.standing.of("collect", REPORT) in (jobs.DONE, *LIVE):
         return
+    live = tuple(sorted({_to_wait_for(verdict, "the report's rows") for verdict in holders}))
     call = Call("collect", overrides, makes={"collect": [REPORT]})
-    array = JobArray("collect", study.root, ((call,),), _asked(study, overrides, "collect"), tuple(sorted(live)))
+    array = JobArray("collect", study.root, ((call,),), _asked(study, overrides, "collect"), live)
     study.arrays.append(Planned(array, "", frozenset(evaluations)))
+
+
+def parts_of(study: Study) -> list[list[JobArray]]:
+    """Every planned array, cut to what the cluster takes. Raises SlurmError where it doesn't tell."""
+    largest = study.max_array_size or slurm.max_array_size()
+    return [list(chunks(planned.array, largest)) for planned in study.arrays]
 
 
 def check_study(study: Study) -> None:
     """Ask Slurm whether it would take every kind of job. Raises ConfigError, and nothing is queued."""
-    seen: list[Mapping[str, object]] = []
-    for planned in study.arrays:
-        if planned.array.asked not in seen:
-            seen.append(planned.array.asked)
-            check(replace(planned.array, jobs=planned.array.jobs[:1]))
+    seen: list[tuple[object, int]] = []
+    for parts in parts_of(study):
+        kind = (parts[0].asked, len(parts[0].jobs))  # the first part is the longest
+        if kind not in seen:
+            seen.append(kind)
+            check(parts[0])
 
 
-def send(study: Study) -> list[tuple[Planned, list[str]]]:
-    """Queue every array, cut to what the cluster takes, with its dependencies; the jobs' names."""
-    largest = study.max_array_size or slurm.max_array_size()
-    sent: list[tuple[Planned, list[str]]] = []
-    for planned in study.arrays:
-        before = {array_name(name) for number in planned.needs for name in sent[number][1]}
-        array = replace(planned.array, after=(*planned.array.after, *sorted(before)))
-        sent.append((planned, [name for part in chunks(array, largest) for name in submit(part)]))
-    return sent
+def send(study: Study) -> Iterator[tuple[Planned, list[str]]]:
+    """Queue every array with its dependencies; yields the names of its jobs as soon as they are queued."""
+    sent: list[list[str]] = []
+    for planned, parts in zip(study.arrays, parts_of(study), strict=True):
+        before = {array_name(name) for number in planned.needs for name in sent[number]}
+        after = (*planned.array.after, *sorted(before))
+        sent.append([name for part in parts for name in submit(replace(part, after=after))])
+        yield planned, sent[-1]

@@ -4,6 +4,8 @@ What a job asks for is `hydra.launcher` of the composed configuration: the same 
 `tools/submit.py`. Torch-free.
 """
 
+import getpass
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -138,21 +140,40 @@ def submit(array: JobArray) -> list[str]:
     import submitit
 
     executor = executor_of(array)
+    calls = [tuple(_anchored(call, array.root) for call in job) for job in array.jobs]
+    n = len(calls)
     try:
-        started = executor.map_array(runner.run_job, [str(array.root)] * len(array.jobs), array.jobs)
+        started = executor.map_array(runner.run_job, [str(array.root.absolute())] * n, calls, [array.after] * n)
     except submitit.core.utils.FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise SlurmError(f"sbatch failed: {lines[-1] if lines else error}") from error
     names = []
-    for job, calls in zip(started, array.jobs, strict=True):
+    for job, own in zip(started, calls, strict=True):
         name = f"slurm-{job.job_id}"
-        log = Path(job.paths.stderr).relative_to(array.root.resolve())
         record = Job(
-            name, jobs.QUEUED, calls, log=str(log), after=array.after, gpus=gpus_of(array.asked), submitted=time.time()
+            name,
+            jobs.QUEUED,
+            own,
+            log=jobs.log_file(name),
+            after=array.after,
+            gpus=gpus_of(array.asked),
+            user=getpass.getuser(),
+            submitted=time.time(),
         )
         jobs.write_queued(array.root, record)
         names.append(name)
     return names
+
+
+def _anchored(call: Call, root: Path) -> Call:
+    """The call with its root as an absolute path, so that it means the same from every folder."""
+    others = [override for override in call.overrides if not override.startswith("root=")]
+    return replace(call, overrides=(*others, f"root={_quoted(str(root.absolute()))}"))
+
+
+def _quoted(value: str) -> str:
+    """A value of Hydra's grammar."""
+    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def array_name(job: str) -> str:
@@ -162,18 +183,18 @@ def array_name(job: str) -> str:
 
 def wait(root: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Wait until all jobs have ended: what became of each. Slurm is asked now and then about those that are silent."""
+    settled: dict[str, tuple[str, str]] = {}
     asked = time.monotonic()
     suspects: set[str] = set()
-    while True:
-        records = {name: jobs.read_job(jobs.record_file(root, name)) for name in names}
-        settled = {name: (job.state, job.reason) for name, job in records.items() if job and job.state in jobs.ENDED}
-        if len(settled) == len(set(names)):
-            return settled
+    while open_names := sorted(set(names) - set(settled)):
+        time.sleep(RECORD_SECONDS)
+        records = [jobs.read_job(jobs.record_file(root, name)) for name in open_names]
+        settled |= {job.name: (job.state, job.reason) for job in records if job and job.state in jobs.ENDED}
         if time.monotonic() - asked >= QUEUE_SECONDS:
             asked = time.monotonic()
-            verdicts = jobs.judge(root, [name for name in names if name not in settled])
-            silent = {name for name, (state, _) in verdicts.items() if state == jobs.FAILED}
+            verdicts = jobs.judge(root, [name for name in open_names if name not in settled])
+            silent = {name for name, verdict in verdicts.items() if verdict.state == jobs.FAILED}
             for name in silent & suspects:  # twice in a row: a record may come late over a network file system
-                jobs.finish(root, name, jobs.FAILED, verdicts[name][1])
+                jobs.finish(root, name, jobs.FAILED, verdicts[name].reason)
             suspects = silent
-        time.sleep(RECORD_SECONDS)
+    return settled

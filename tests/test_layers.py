@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
-errors keys files site config checks text convert tiny sources data slurm claims artifacts shards results cells
-statistics signals tracking mlflow_store jobs compose plan runner submit study status launcher
+errors keys signals files site config checks text convert tiny sources data slurm claims artifacts shards results cells
+statistics tracking mlflow_store jobs compose plan runner submit study status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner features streams similarity
 finetune

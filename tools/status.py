@@ -63,12 +63,13 @@ def main(arguments: list[str]) -> None:
 def shown(root: Path, cost: bool) -> Group:
     """The table, and the costs where asked."""
     table = Table(title=f"{root} at {time.strftime('%H:%M:%S')}")
-    for column in ("stage", "task", *STATES, "time", "nodes", "last error"):
+    for column in ("stage", "task", *STATES, "time", "nodes", "last error, or why it waits"):
         table.add_column(column, justify="right" if column in (*STATES, "time") else "left")
     for line in lines_of(root):
         counts = [str(line.counts.get(state) or "") for state in STATES]
         gone = line.counts.get(NEW, 0)
-        error = line.error or (f"{gone} made once are gone" if gone else "")
+        waits = f"waits: {line.waits}" if line.waits else ""
+        error = line.error or (f"{gone} made once are gone" if gone else waits)
         nodes = ", ".join(line.nodes[-2:]) + (", ..." if len(line.nodes) > 2 else "")
         passed = str(timedelta(seconds=round(line.seconds)))
         table.add_row(line.stage, line.task, *counts, passed, nodes, Text(error.splitlines()[0] if error else ""))
@@ -91,7 +92,9 @@ def retry(root: Path, console: Console, dry_run: bool) -> None:
 
     study = plan_retry(root)
     if not study.arrays:
-        console.print("nothing has failed")
+        failed = len(study.standing.failed)
+        other = f"; {failed} are made by no configuration any more" if failed else ""
+        console.print(f"nothing has failed that could be run again{other}")
         return
     for planned in study.arrays:
         cells = sum(len(keys) for calls in planned.array.jobs for call in calls for keys in call.makes.values())

@@ -8,6 +8,7 @@ being made by a live job, is left out; what is needed by several combinations is
 
 import argparse
 import sys
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("stages", help="train (or pretrain, match), generate, evaluate, collect; several with commas")
     parser.add_argument("keys", nargs="*", metavar="key=value")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and what sbatch would get; queue nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     study = plan_study(stages_named(options.stages), options.keys)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     show(study, console)
@@ -59,21 +60,23 @@ def submit_all(study: Study, console: Console) -> None:
 
 
 def show_scripts(study: Study, console: Console) -> None:
-    """Print what each array waits for, and of each stage the text that sbatch gets for its first array."""
+    """Print what sbatch would get: of each kind of array the whole text, of the others what they run."""
     shown: set[str] = set()
     for number, planned in enumerate(study.arrays):
-        stage, waits = planned.array.stage, [f"array {before}" for before in sorted(planned.needs)]
-        after = ", ".join([*waits, *planned.array.after])
-        console.rule(f"array {number}: {stage} {planned.task}, {len(planned.array.jobs)} jobs", align="left")
-        if after:
-            console.print(f"starts when all is done in {after} (afterok, kill-on-invalid-dep)")
-        for calls in planned.array.jobs[:3]:
-            console.print(
-                "; ".join(f"{call.command} {' '.join(call.overrides)}" for call in calls), markup=False, soft_wrap=True
-            )
-        if stage not in shown:
-            shown.add(stage)
-            console.print(script(planned.array), markup=False, soft_wrap=True)
+        waits = [*planned.array.after, *(f"<array {before}>" for before in sorted(planned.needs))]
+        array = replace(planned.array, after=tuple(waits))
+        n_jobs = len(array.jobs)
+        title = f"array {number}: {array.stage} {planned.task}, {n_jobs} job{'s' * (n_jobs > 1)}"
+        console.rule(title + (f", after {', '.join(waits)}" if waits else ""), align="left")
+        for calls in array.jobs[:3]:
+            commands = "; ".join(f"{call.command} {' '.join(call.overrides)}" for call in calls)
+            console.print(commands, markup=False, soft_wrap=True)
+        if n_jobs > 3:
+            console.print(f"... and {n_jobs - 3} more")
+        if array.stage not in shown:
+            shown.add(array.stage)
+            console.print(script(array), markup=False, soft_wrap=True)
+    console.print("arrays longer than the cluster's MaxArraySize are cut when they are submitted")
 
 
 def show(study: Study, console: Console) -> None:

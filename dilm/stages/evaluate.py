@@ -18,10 +18,12 @@ from dilm.config import Config
 from dilm.data import TextTable, load_split, split_hash
 from dilm.errors import CellsFailedError, DilmError
 from dilm.metrics import score
-from dilm.results import DoneCells, Predict, Row, RowWriter, claimed_cell
+from dilm.results import Predict, Row, RowLog, RowWriter, claimed_cell
 from dilm.shards import read_shards
 from dilm.sources import cache_folder
 from dilm.tracking import Progress
+
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ def run(config: Config) -> Outcome:
     data_hash, dev = split_hash(config.task, "train", cache), load_split(config.task, "dev", cache)
     shards = read_shards(dataset_artifact(config, data_hash).require())
     cells = evaluation_cells(config, data_hash, dev.content_hash)
-    done = DoneCells(root)
-    missing = [cell for cell in cells if config.force or cell.key not in done]
+    log = RowLog(root)
+    done = log.done_by_this_job() if config.force else log.done()
+    missing = [cell for cell in cells if cell.key not in done]
     if not missing:
         return Outcome(0, len(cells), 0, [])
     numbers = sorted({cell.dataset for cell in missing})
@@ -51,7 +54,8 @@ def run(config: Config) -> Outcome:
     def evaluate_one(cell: Row) -> Row:
         return _evaluate_cell(config, cell, datasets[cell.dataset], dev, predict)
 
-    return _evaluate_all(config, missing, evaluate_one, done, len(cells) - len(missing))
+    log.begin(done)
+    return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
 
 
 def _predictor(config: Config, datasets: list[TextTable], dev: TextTable, cache: Path) -> Predict:
@@ -66,17 +70,27 @@ def _predictor(config: Config, datasets: list[TextTable], dev: TextTable, cache:
 
 
 def _evaluate_all(
-    config: Config, cells: list[Row], evaluate_one: Callable[[Row], Row], done: DoneCells, found: int
+    config: Config, cells: list[Row], evaluate_one: Callable[[Row], Row], log: RowLog, found: int
 ) -> Outcome:
+    """Evaluate what no other process does; at the end wait for those, and take over what they leave undone."""
     writer = RowWriter(Path(config.root))
     rows: list[Row] = []
+    left, pending = cells, len(cells)
     title = f"evaluate {config.method} dpc {config.dpc} {cells[0].model} ({cells[0].evaluator})"
     with Progress(len(cells), title) as bar:
-        for cell in cells:
-            signals.check_stop()
-            row = _claim_and_evaluate(config, cell, evaluate_one, done, writer)
-            rows += [] if row is None else [row]
-            bar.update()
+        while left:
+            skipped = []
+            for cell in left:
+                signals.check_stop()
+                settled, row = _claim_and_evaluate(cell, evaluate_one, log, writer)
+                skipped += [] if settled else [cell]
+                rows += [] if row is None else [row]
+                bar.update(settled)
+            left = [cell for cell in skipped if not log.settled(cell.key)]
+            bar.update(len(skipped) - len(left))
+            if left and len(left) == pending:
+                time.sleep(POLL_SECONDS)
+            pending = len(left)
     errors = [row.error for row in rows if row.error is not None]
     if errors:
         raise CellsFailedError(
@@ -87,15 +101,17 @@ def _evaluate_all(
 
 
 def _claim_and_evaluate(
-    config: Config, cell: Row, evaluate_one: Callable[[Row], Row], done: DoneCells, writer: RowWriter
-) -> Row | None:
-    """The cell's row, written while its claim is held; None where another job has the cell or has done it meanwhile."""
+    cell: Row, evaluate_one: Callable[[Row], Row], log: RowLog, writer: RowWriter
+) -> tuple[bool, Row | None]:
+    """Whether nothing is left to do for the cell; and its row, written while its claim is held, if this made it."""
     with claimed_cell(writer.root, cell.key) as won:
-        if not won or (cell.key in done and not config.force):
-            return None
+        if not won:
+            return False, None
+        if log.settled(cell.key):
+            return True, None
         row = evaluate_one(cell)
         writer.write(row)
-        return row
+        return True, row
 
 
 def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable, predict: Predict) -> Row:

@@ -15,6 +15,7 @@ from dilm.data import Corpus, TextTable, load_corpus, table
 from dilm.device import pick_device
 from dilm.errors import DataError
 from dilm.features import FeatureStore
+from dilm.files import new_folder
 from dilm.generator import load_generator
 from dilm.keys import derive_seed
 from dilm.selection import k_centers, random_rows
@@ -79,22 +80,33 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
     parts = []
     with Progress(len(batches), f"write {config.method}", active=world.main) as bar:
         for number in world.mine(len(batches)):
-            signals.check_stop()
             dataset, label, start = batches[number]
             indices = range(start, min(start + settings.batch, size))
-            # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
-            names = ("candidates", task.name, config.seed, dataset)
-            written = writer.write(label, indices, names, settings.top_p, settings.batch)
-            good = [row for row, text in enumerate(written.texts) if text is not None]
-            texts = [text for text in written.texts if text is not None]
-            rows = table(task.fields, texts, [label] * len(good))
-            parts.append(shard_table(rows, dataset=dataset, seed=np.asarray(indices)[good], nll=written.nll[good]))
+            kept = artifact.state / f"part-{number:06d}"  # of a job that was stopped
+            if not kept.is_dir():
+                signals.check_stop()
+                _write_part(config, writer, dataset, label, indices, kept)
+            parts.append(read_shards(kept))
             bar.update(world.size)
     whole = concatenate(world.interleave(world.gather(parts)))
     if not world.main:
         return
     about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
     write_shards(folder, whole, _attributes(config, artifact.key, 0 if shared else config.dpc), about)
+
+
+def _write_part(config: Config, writer: Writer, dataset: int, label: int, indices: range, folder: Path) -> None:
+    """Write some texts of one label to a folder of their own, from which a job that is queued again goes on."""
+    task = config.task
+    # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
+    names = ("candidates", task.name, config.seed, dataset)
+    written = writer.write(label, indices, names, config.generate.top_p, config.generate.batch)
+    good = [row for row, text in enumerate(written.texts) if text is not None]
+    texts = [text for text in written.texts if text is not None]
+    rows = table(task.fields, texts, [label] * len(good))
+    part = shard_table(rows, dataset=dataset, seed=np.asarray(indices)[good], nll=written.nll[good])
+    with new_folder(folder) as temporary:
+        write_shards(temporary, part, _attributes(config, "", 0), {})
 
 
 def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:

@@ -43,7 +43,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("calm") / "runs"
 
 
-@pytest.mark.parametrize("kind", ["signal", "requeue"])
+@pytest.mark.parametrize("kind", ["signal", pytest.param("requeue", marks=pytest.mark.slow)])
 def test_a_job_goes_on_where_it_was(run: Run, root: Path, keys: list[str], calm: Path, kind: str) -> None:
     """Both stages of a training, stopped in the first: the same bytes on one CPU process, and the same metrics."""
     run("train", *CPUS, f"root={calm}", *TRAIN)
@@ -80,8 +80,8 @@ def test_a_job_is_not_queued_again_for_ever(run: Run, root: Path, keys: list[str
 
 
 def test_ranks_on_two_nodes_agree_when_to_stop(run: Run, root: Path, keys: list[str]) -> None:
-    ranks = ["launcher.nodes=2", "launcher.tasks=2", "engine=zero1", "stages=[pretrain]", "pretrain.steps=500"]
-    run("tools/submit.py", "pretrain", *keys, *ranks, "checkpoint.steps=null", "checkpoint.minutes=null")
+    nodes = ["launcher.nodes=2", "launcher.tasks=2", "engine=zero1", "pretrain.steps=200"]
+    run("tools/submit.py", "pretrain", *keys, *nodes, "checkpoint.steps=null", "checkpoint.minutes=null")
     (name,) = jobs_of(root)
     until(lambda: len(ranks(name)) == 4)
     until(lambda: "all_gather" in (root / jobs_of(root)[name].log).read_text())  # it trains

@@ -89,10 +89,8 @@ def test_a_claim_is_held_while_its_process_lives_and_taken_over_when_it_was_kill
     with takers(1) as (process,):
         assert wins([process], claim) == 1
         assert take(claim) is None
-        assert (
-            holder(claim)
-            == f"job {socket.gethostname()}-{process.pid} (process {process.pid} on {socket.gethostname()})"
-        )
+        owner = f"job {socket.gethostname()}-{process.pid} (process {process.pid} on {socket.gethostname()}; "
+        assert holder(claim) == f"{owner}its claim is {claim}.0)"
         os.kill(process.pid, signal.SIGKILL)
         wait_for_end(process.pid)  # nobody has waited for it: it is still in the process table
         assert take(claim) == tmp_path / "cell.1"
@@ -154,7 +152,9 @@ def test_a_claim_of_another_host_counts_as_alive(tmp_path: Path) -> None:
     write_claim(tmp_path / "cell", host="elsewhere")
     assert not is_stale(tmp_path / "cell.0")
     assert take(tmp_path / "cell") is None
-    assert holder(tmp_path / "cell") == f"job slurm-7 (process {2**22 + 1} on elsewhere)"
+    assert holder(tmp_path / "cell") == (
+        f"job slurm-7 (process {2**22 + 1} on elsewhere; its claim is {tmp_path / 'cell.0'})"
+    )
 
 
 @pytest.mark.parametrize(("start", "stale"), [(process_start(os.getpid()), False), ("12345", True)])

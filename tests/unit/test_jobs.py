@@ -1,5 +1,6 @@
 """Job records: what is written when, and what is concluded about a job that never wrote its end."""
 
+import getpass
 import os
 import socket
 import subprocess
@@ -10,7 +11,20 @@ from pathlib import Path
 import pytest
 
 from dilm import jobs, slurm
-from dilm.jobs import Attempt, Call, Job, begin, finish, judge, read_job, read_jobs, record_file, verdict, write_queued
+from dilm.jobs import (
+    Attempt,
+    Call,
+    Job,
+    begin,
+    extend,
+    finish,
+    judge,
+    read_job,
+    read_jobs,
+    record_file,
+    verdict,
+    write_queued,
+)
 from dilm.slurm import SlurmJob
 
 CALL = Call("train", ("task=sst2",), "sst2", {"pretrain": ["sst2/lm-gpt2-0"], "match": ["sst2/dilm-gpt2-1"]})
@@ -97,37 +111,49 @@ PENDING, RUNNING = SlurmJob("PENDING", "Priority"), SlurmJob("RUNNING")
         (job(), SlurmJob("COMPLETED"), ("failed", "ended without a word")),
         (job(), None, ("failed", "gone from the queue without a word")),
         (job(state="preempted", reason="x"), None, ("failed", "x, then gone from the queue without a word")),
-        (
-            job(state="queued", attempts=(), after=("slurm-6",)),
-            SlurmJob("CANCELLED"),
-            ("failed", "cancelled: slurm-6 did not end well"),
-        ),
-        (
-            job(state="queued", attempts=(), after=("slurm-6",)),
-            None,
-            ("failed", "never started: slurm-6 did not end well"),
-        ),
     ],
 )
 def test_verdicts(record: Job, found: SlurmJob | None, expected: tuple[str, str]) -> None:
-    assert verdict(record, {} if found is None else {"slurm-7": found}, {}) == expected
+    one = verdict(record, {} if found is None else {"slurm-7": found}, {})
+    assert (one.state, one.reason) == expected
+    assert one.live == (one.state in ("queued", "running"))
     if found is not None and not found.alive:  # the queue has forgotten it, the accounting has not
-        assert verdict(record, {}, {"slurm-7": found}) == expected
+        assert verdict(record, {}, {"slurm-7": found}) == one
 
 
 def test_a_silent_slurm_proves_nothing() -> None:
-    assert verdict(job(), None, {}) == ("running", "Slurm does not answer")
+    one = verdict(job(), None, {})
+    assert (one.state, one.reason, one.live) == ("running", "Slurm does not answer", True)
+
+
+@pytest.mark.parametrize(
+    ("parent", "reason"),
+    [
+        ("failed", "never started: slurm-6 did not end well"),
+        ("done", "never started: ended by Slurm: CANCELLED"),  # by its user
+    ],
+)
+def test_why_a_job_never_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str, reason: str) -> None:
+    for name in ("slurm-6_0", "slurm-6_1"):
+        begin(tmp_path, (CALL,), name=name)
+    finish(tmp_path, "slurm-6_0", "done")
+    finish(tmp_path, "slurm-6_1", parent)
+    write_queued(tmp_path, job(state="queued", attempts=(), after=("slurm-6",)))
+    monkeypatch.setattr(slurm, "queue", lambda users: {"slurm-7": SlurmJob("CANCELLED")})
+    for names in (None, ["slurm-7"]):
+        assert judge(tmp_path, names)["slurm-7"].reason == reason
 
 
 def test_a_process_of_this_host_is_looked_up() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     start = jobs.process_start(child.pid)
     mine = job("vm-1", attempts=(Attempt(1.0, socket.gethostname(), child.pid, start),))
-    assert verdict(mine, {}, {}) == ("running", "")
+    assert verdict(mine, {}, {}).live
     child.communicate()
-    assert verdict(mine, {}, {}) == ("failed", "killed")
-    state, reason = verdict(job("there-1"), {}, {})
-    assert state == "running" and "elsewhere" in reason
+    ended = verdict(mine, {}, {})
+    assert (ended.state, ended.reason) == ("failed", "killed")
+    there = verdict(job("there-1"), {}, {})
+    assert there.state == "running" and "elsewhere" in there.reason and not there.live  # nobody can tell from here
 
 
 def test_slurm_is_asked_once_and_records_are_read_again_after_it(
@@ -138,14 +164,24 @@ def test_slurm_is_asked_once_and_records_are_read_again_after_it(
         begin(tmp_path, (CALL,), name=name)
     asked = []
 
-    def answer() -> dict[str, SlurmJob]:
-        asked.append(1)
+    def answer(users: set[str]) -> dict[str, SlurmJob]:
+        asked.append(users)
         finish(tmp_path, "slurm-1", "done")
         return {"slurm-1": SlurmJob("COMPLETED"), "slurm-2": RUNNING}
 
     monkeypatch.setattr(slurm, "queue", answer)
-    assert judge(tmp_path) == {"slurm-1": ("done", ""), "slurm-2": ("running", "")}
-    assert len(asked) == 1
+    assert {name: one.state for name, one in judge(tmp_path).items()} == {"slurm-1": "done", "slurm-2": "running"}
+    assert asked == [{getpass.getuser()}]
     finish(tmp_path, "slurm-2", "done")
     judge(tmp_path)
     assert len(asked) == 1  # all records tell
+
+
+def test_a_job_that_was_queued_again_keeps_what_its_first_attempt_recorded(tmp_path: Path) -> None:
+    """The calls of a template's job become known one by one."""
+    begin(tmp_path, (CALL,), name="slurm-7", log="l", gpus=2)
+    second = replace(CALL, task="qqp")
+    extend(tmp_path, "slurm-7", second)
+    begin(tmp_path, (CALL,), name="slurm-7", restarts=1)
+    (found,) = read_jobs(tmp_path)
+    assert found.calls == (CALL, second) and len(found.attempts) == 2 and (found.log, found.gpus) == ("l", 2)

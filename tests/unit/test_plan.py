@@ -1,5 +1,6 @@
 """The plan of a study: units told apart by content, cells cut into jobs, and what is left to do."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from dilm.checks import typed
 from dilm.compose import Composer, composed, sweep
 from dilm.config import Config
-from dilm.jobs import Call, begin, finish
+from dilm.jobs import Call, Job, Verdict, begin, finish
 from dilm.plan import Standing, Unit, counted, jobs_of, left_of, makes, part_of, standing_of, units_of
 
 Compose = Callable[..., Config]
@@ -81,14 +82,27 @@ def test_how_things_stand(tiny: Compose, tmp_path: Path) -> None:
         begin(root, (Call("evaluate", (), "t", {"evaluate": keys}),), name=name)
         finish(root, name, state, "out of luck")
     standing = standing_of(root)
-    assert counted(units, standing) == {"new": 3, "failed": 1}  # a later job has done with a2
-    assert standing.failed == {"a1": "out of luck"}
-    standing = Standing(root, frozenset({"a0"}), {"a1": ""}, {"a2": ("slurm-3", "queued")})
+    assert counted(units, standing) == {"new": 2, "failed": 2}
+    assert standing.failed == {"a1": "out of luck", "a2": "slurm-2 ended without it"}  # no row of it is there
+    queued = Verdict(Job("slurm-3", "queued", ()), "queued")
+    standing = Standing(root, frozenset({"a0"}), {"a1": ""}, {"a2": queued})
     assert counted(units, standing) == {"done": 1, "failed": 1, "queued": 1, "new": 1}
     (left,) = left_of(units, standing)
     assert left.keys == ("a1", "a3") and left.call.overrides[-1] == "evaluate.cells=[1,3]"
     (failed,) = left_of(units, standing, ("failed",))
     assert failed.keys == ("a1",)
+
+
+def test_a_report_is_done_while_no_row_is_newer(tmp_path: Path) -> None:
+    standing = Standing(tmp_path)
+    assert standing.of("collect", "report") == "new"
+    for name in ("report/tables.md", "rows/rows-a.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "rows" / "rows-a.jsonl", (1, 1))
+    assert standing.of("collect", "report") == "done"
+    os.utime(tmp_path / "report" / "tables.md", (0, 0))
+    assert standing.of("collect", "report") == "new"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_what_the_user_can_mend_is_told_apart_from_bugs() -> None:
         (KeyboardInterrupt(), 130, "failed"),
         (SystemExit(0), 0, "done"),
         (SystemExit(3), 3, "failed"),
-        (Stopped(), 75, "preempted"),
+        (Stopped(again=True), 75, "preempted"),
     ],
 )
 def test_every_end_has_its_status(error: BaseException, status: int, state: str) -> None:
@@ -111,7 +111,7 @@ def test_every_end_has_its_status(error: BaseException, status: int, state: str)
 def test_other_ranks_leave_a_stopped_job_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exit status of theirs would end the step before the main rank has queued the job again."""
     monkeypatch.setenv("RANK", "1")
-    assert ending(Stopped(), Recorder()).status == 0
+    assert ending(Stopped(again=True), Recorder()).status == 0
 
 
 @pytest.mark.parametrize(("size", "status"), [("1", -signal.SIGABRT), ("2", 3)])

@@ -14,6 +14,7 @@ from dilm.submit import asked_for
 SITE = SiteConfig(
     partition="gpu",
     cpu_partition="short",
+    constraint="nvlink",
     gpu_type="a100",
     cpus=16,
     mem_gb=64,
@@ -26,12 +27,13 @@ SITE = SiteConfig(
 
 
 def test_a_job_asks_for_what_the_site_says() -> None:
-    asked = request(SITE, LauncherConfig(), "train")
-    assert asked == {
+    assert request(SITE, LauncherConfig(), "train") == {
         "partition": "gpu",
+        "constraint": "nvlink",
         "nodes": 1,
         "tasks_per_node": 1,
         "cpus_per_task": 16,
+        "gpus": 1,
         "gres": "gpu:a100:1",
         "mem_gb": 64,
         "timeout_min": 100,
@@ -46,20 +48,26 @@ def test_a_run_asks_for_more_or_less() -> None:
     assert asked["signal_delay_s"] == 240  # no more than half of the time
     assert gpus_of(asked) == 16
     alone = request(SITE, LauncherConfig(gpus=0, tasks=3), "evaluate")
-    assert (alone["gres"], alone["tasks_per_node"], alone["partition"]) == (None, 3, "short")
+    assert (alone["gres"], alone["tasks_per_node"], alone["partition"], alone["constraint"]) == (None, 3, "short", None)
     assert alone["timeout_min"] == 60 and gpus_of(alone) == 0
 
 
-def test_collecting_takes_one_process_without_a_gpu() -> None:
+def test_collecting_takes_one_small_process() -> None:
     asked = request(SITE, LauncherConfig(nodes=2, gpus=8), "collect")
     assert (asked["nodes"], asked["tasks_per_node"], asked["gres"], asked["timeout_min"]) == (1, 1, None, 5)
+    assert (asked["partition"], asked["constraint"], asked["mem_gb"], asked["cpus_per_task"]) == (
+        "short",
+        None,
+        None,
+        1,
+    )
 
 
 def test_shell_lines_come_in_their_order() -> None:
-    source, modules, *rest = setup_lines(SITE, "train")
-    assert source.startswith("source /") and source.endswith("/slurm/env.sh") and Path(source.split()[1]).is_file()
+    strict, source, modules, *rest = setup_lines(SITE, "train")
+    assert strict == "set -e" and source.endswith("/slurm/env.sh") and Path(source.split()[1]).is_file()
     assert modules == "module load cuda/12 gcc"
-    assert rest == ["ulimit -n 9999", 'export TMPDIR="/tmp/$USER" && mkdir -p "$TMPDIR"']
+    assert rest == ["ulimit -n 9999", 'export TMPDIR="/tmp/$USER"; mkdir -p "$TMPDIR"']
     assert "export SLURM_KILL_BAD_EXIT=0 SLURM_WAIT=0" in setup_lines(SITE, "evaluate")
 
 

@@ -40,19 +40,19 @@ def test_a_job_is_named_as_slurm_names_it() -> None:
 
 
 def test_the_queue_is_read() -> None:
-    found = parse_queue(
-        "17|N/A|17|RUNNING|None|n1|1-02:03:04\n18|5|21|PENDING|Dependency||0:00\n19|0|22|FAILED|x||4:05\n"
-    )
-    assert found["slurm-17"] == SlurmJob("RUNNING", "None", "n1", 93_784)
-    assert found["slurm-18_5"].alive and found["slurm-18_5"].reason == "Dependency"
-    assert not found["slurm-19_0"].alive and found["slurm-19_0"].seconds == 245
+    found = parse_queue("17|N/A|17|RUNNING|None\n18|5|21|PENDING|Dependency\n19|0|22|FAILED|x\n")
+    assert found == {
+        "slurm-17": SlurmJob("RUNNING", "None"),
+        "slurm-18_5": SlurmJob("PENDING", "Dependency"),
+        "slurm-19_0": SlurmJob("FAILED", "x"),
+    }
+    assert [job.alive for job in found.values()] == [True, True, False]
 
 
 def test_accounting_sums_the_attempts_of_a_requeued_job() -> None:
-    lines = "17|REQUEUED|100|billing=8,gres/gpu=2,node=1|n1\n17|COMPLETED|50|billing=8,gres/gpu=2,node=1|n2\n"
-    found = parse_accounting(lines + "18_1|CANCELLED by 0|7|cpu=1|n3\n19|PENDING|0||None assigned\n")
-    assert found["slurm-17"] == SlurmJob("COMPLETED", "", "n2", 150, 2)
-    assert found["slurm-18_1"] == SlurmJob("CANCELLED", "", "n3", 7, 0)
+    found = parse_accounting("17|REQUEUED|100\n17|COMPLETED|50\n18_1|CANCELLED by 0|7\n19|PENDING|0\n")
+    assert found["slurm-17"] == SlurmJob("COMPLETED", "", 150)
+    assert found["slurm-18_1"] == SlurmJob("CANCELLED", "", 7)
     assert found["slurm-19"].alive
 
 
@@ -64,17 +64,24 @@ def command(folder: Path, name: str, script: str) -> None:
 
 def test_without_an_answer_nothing_is_concluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue() is None and accounting(["slurm-1"]) == {}
+    assert queue({"ada"}) is None and accounting(["slurm-1"]) == {}
     with pytest.raises(SlurmError, match="squeue is not on this machine's PATH"):
         call("squeue")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}:/bin:/usr/bin")
     for name in ("squeue", "sacct", "scontrol"):
         command(tmp_path, name, "echo 'slurm: error: Unable to contact slurm controller' >&2; exit 1")
-    assert queue() is None and accounting(["slurm-1"]) == {}
+    assert queue({"ada"}) is None and accounting(["slurm-1"]) == {}
     slurm._has_ended.cache_clear()
     assert slurm.has_ended("slurm-1", 0) is None
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
         slurm.requeue("slurm-1")
+
+
+def test_the_jobs_of_all_who_submitted_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(tmp_path, "squeue", 'echo "1|N/A|1|RUNNING|$1 $2"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked = [found["slurm-1"].reason for found in (queue({"bob", "ada"}), queue({""})) if found]
+    assert asked == ["-u ada,bob", "--me -h"]
 
 
 @pytest.mark.parametrize(
