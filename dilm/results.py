@@ -151,20 +151,16 @@ class RowLog:
                 if row.status == "done":
                     self._done.setdefault(row.key, set()).add(row.job_id.partition("-rank")[0])
 
-    def done(self) -> set[str]:
-        """Keys of the cells that need not be evaluated again."""
-        self._update()
-        return set(self._done)
+    def begin(self, force: bool = False) -> set[str]:
+        """Keys of the cells that need not be evaluated; with `force`, those that this very job did before a requeue.
 
-    def done_by_this_job(self) -> set[str]:
-        """... because this very job did, before it was queued again."""
+        From now on `settled` counts these, and whatever another row comes of.
+        """
         self._update()
-        return {key for key, by in self._done.items() if claims.job_id() in by}
-
-    def begin(self, settled: set[str]) -> None:
-        """From now on count as settled these cells, and those of which another row comes."""
-        self._update()
-        self._settled = set(settled)
+        mine = {claims.job_id()} if claims.restarts() else set()
+        done = {key for key, by in self._done.items() if not force or by & mine}
+        self._settled = set(done)
+        return done
 
     def settled(self, key: str) -> bool:
         """Whether nothing is left to do for a cell: another process has done it meanwhile, or has failed at it."""

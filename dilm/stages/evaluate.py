@@ -43,7 +43,7 @@ def run(config: Config) -> Outcome:
     shards = read_shards(dataset_artifact(config, data_hash).require())
     cells = evaluation_cells(config, data_hash, dev.content_hash)
     log = RowLog(root)
-    done = log.done_by_this_job() if config.force else log.done()
+    done = log.begin(config.force)
     missing = [cell for cell in cells if cell.key not in done]
     if not missing:
         return Outcome(0, len(cells), 0, [])
@@ -54,7 +54,6 @@ def run(config: Config) -> Outcome:
     def evaluate_one(cell: Row) -> Row:
         return _evaluate_cell(config, cell, datasets[cell.dataset], dev, predict)
 
-    log.begin(done)
     return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
 
 

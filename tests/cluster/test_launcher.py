@@ -121,7 +121,7 @@ def test_sigkill_is_not_running_for_ever(run: Run, root: Path, keys: list[str]) 
     until(lambda: states()[name] == "FAILED")
     assert jobs_of(root)[name].state == "running"  # as far as it could tell
     line = table_line(run, root)
-    assert " 1 " in line["failed"] and "ended by Slurm: FAILED" in line["last error"]
+    assert " 1 " in line["failed"] and "ended by Slurm: FAILED" in line["last error, or why it waits"]
 
 
 def table_line(run: Run, root: Path) -> dict[str, str]:

@@ -73,11 +73,9 @@ def test_300_cells_in_30_jobs_of_which_a_tenth_fail(run: Run, root: Path, keys: 
     failed = {str(row["key"]) for row in rows if row["status"] == "failed"}
     run("tools/status.py", str(root), "--retry-failed")
     until(all_ended, 300)
-    retried = rows_of(root)[len(rows) :] if len(rows_of(root)) > len(rows) else []
     again = Counter(str(row["key"]) for row in rows_of(root))
-    assert {key for key, count in again.items() if count == 2} == failed and len(retried) == 30
-    new = {name: job for name, job in jobs_of(root).items() if name not in submitted and job.after == ()}
-    assert sum(len(job.keys("evaluate")) for job in new.values()) == 30
+    assert {key for key, count in again.items() if count == 2} == failed
+    assert again.total() == 330
     assert status(run, root)["evaluate", "tiny"] == [270, 0, 0, 30]
 
 
@@ -111,7 +109,7 @@ def test_a_chain_ends_where_a_stage_fails(run: Run, root: Path, keys: list[str])
     assert counts["pretrain", "tiny"] == [1, 0, 0, 0] and counts["generate", "tiny"] == [0, 0, 0, 1]
     assert counts["evaluate", "tiny"] == [0, 0, 0, 4]
     shown = run("tools/status.py", str(root)).stdout
-    assert "DataError: only" in shown and f"cancelled: slurm-{by_command['generate']} did not end well" in shown
+    assert "DataError: only" in shown and f"never started: slurm-{by_command['generate']} did not end well" in shown
     plan = run("tools/status.py", str(root), "--retry-failed", "--dry-run").stdout
     assert re.search(r"generate tiny: 1 failed.*evaluate tiny: 4 failed", plan, re.DOTALL) and "pretrain" not in plan
 

@@ -118,7 +118,7 @@ def test_any_row_comes_back(
 
 def test_no_rows_are_no_error(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == []
-    assert RowLog(tmp_path).done() == set()
+    assert RowLog(tmp_path).begin() == set()
 
 
 def test_rows_of_another_schema_are_passed_over(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_torn_tail_is_no_row_and_is_cut_when_the_job_opens_its_file_again(tmp_
     whole = path.read_bytes()
     path.write_bytes(whole + tail.encode())
     assert read_rows(tmp_path) == [ROW]
-    assert RowLog(tmp_path).done() == {"k0"}
+    assert RowLog(tmp_path).begin() == {"k0"}
     writer = RowWriter(tmp_path)
     assert path.read_bytes() == whole
     writer.write(replace(ROW, key="k1"))
@@ -189,7 +189,7 @@ def test_done_cells_are_those_with_a_done_row(tmp_path: Path) -> None:
     put(tmp_path, "a", ROW, replace(FAILED, key="k1"))
     put(tmp_path, "b", replace(ROW, key="k2"))
     done = RowLog(tmp_path)
-    assert done.done() == {"k0", "k2"}
+    assert done.begin() == {"k0", "k2"}
 
 
 def test_a_row_that_is_half_written_is_seen_when_it_is_whole(tmp_path: Path) -> None:
@@ -197,25 +197,25 @@ def test_a_row_that_is_half_written_is_seen_when_it_is_whole(tmp_path: Path) -> 
     done = RowLog(tmp_path)
     line = json.dumps(asdict(replace(ROW, key="k1"))) + "\n"
     for part in (line[:50], line[50:]):
-        assert "k1" not in done.done()
+        assert "k1" not in done.begin()
         with open(path, "a") as stream:
             stream.write(part)
-    assert "k1" in done.done()
+    assert "k1" in done.begin()
 
 
 def test_a_failed_cell_that_is_done_later_is_done(tmp_path: Path) -> None:
     done = RowLog(tmp_path)
     put(tmp_path, "a", FAILED)
-    assert "k0" not in done.done()
+    assert "k0" not in done.begin()
     put(tmp_path, "b", ROW)
-    assert "k0" in done.done()
+    assert "k0" in done.begin()
 
 
 def test_a_cell_is_settled_once_another_process_has_tried_it(tmp_path: Path) -> None:
     """Also where it failed there: else every process of a job would fail at it in its turn."""
     put(tmp_path, "a", ROW, replace(FAILED, key="k1"))
     log = RowLog(tmp_path)
-    log.begin(log.done())
+    log.begin()
     assert [log.settled(key) for key in ("k0", "k1", "k2")] == [True, False, False]
     put(tmp_path, "b", replace(FAILED, key="k1"), replace(ROW, key="k2"))
     assert log.settled("k1") and log.settled("k2")
@@ -224,10 +224,12 @@ def test_a_cell_is_settled_once_another_process_has_tried_it(tmp_path: Path) -> 
 def test_a_forced_evaluation_settles_what_it_did_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it was queued again, on whatever rank."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     put(tmp_path, "a", ROW, replace(ROW, key="k1", job_id="slurm-7-rank1"), replace(ROW, key="k2", job_id="slurm-7"))
     log = RowLog(tmp_path)
-    assert log.done_by_this_job() == {"k1", "k2"} and log.done() == {"k0", "k1", "k2"}
-    log.begin(log.done_by_this_job())
+    assert log.begin() == {"k0", "k1", "k2"} and log.begin(force=True) == {"k1", "k2"}
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert RowLog(tmp_path).begin(force=True) == set()
     assert not log.settled("k0") and log.settled("k1")
 
 
@@ -282,11 +284,11 @@ def test_done_cells_see_what_another_process_appends(tmp_path: Path, writers: li
     writer = writers[0]
     line_of(writer)
     for number in range(5):
-        assert f"a{number}" not in done.done()
+        assert f"a{number}" not in done.begin()
         order(writer, number)
         assert line_of(writer) == str(number)
-        assert f"a{number}" in done.done()
-    assert all(f"a{number}" in done.done() for number in range(5))
+        assert f"a{number}" in done.begin()
+    assert all(f"a{number}" in done.begin() for number in range(5))
 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, writers: list[Writer]) -> None:

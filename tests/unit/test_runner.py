@@ -124,6 +124,14 @@ def test_one_of_several_ranks_leaves_without_pythons_shutdown(size: str, status:
     assert (done.returncode, done.stdout) == (status, "said\n" if size == "2" else done.stdout)
 
 
+def test_a_process_that_only_submits_chooses_no_device_for_its_jobs() -> None:
+    """sbatch hands its environment on, from login nodes that have no GPU."""
+    code = "import os; from dilm import runner; runner.prepare(); print(os.environ.get('DS_ACCELERATOR'))"
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "None\n"
+
+
 def test_a_terminals_mistake_leaves_no_record(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.begin(tmp_path, (Call("train", ()),))
