@@ -197,11 +197,13 @@ def run_tool(main: Callable[[list[str]], None]) -> None:
     """Run a tool on its command line, with errors of one line."""
     try:
         main(sys.argv[1:])
-    except DilmError as error:
-        print(told(error), file=sys.stderr)
-        sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if (mendable := user_error(error)) is None:
+            raise
+        print(told(mendable), file=sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 def run_job(root: str, calls: tuple[Call, ...], after: tuple[str, ...] = ()) -> NoReturn:

@@ -61,29 +61,31 @@ def main(arguments: list[str]) -> None:
 
 
 def shown(root: Path, cost: bool) -> Group:
-    """The table, and the costs where asked."""
+    """The table, the last error (or why it waits) of each line that has one, and the costs where asked."""
     table = Table(title=f"{root} at {time.strftime('%H:%M:%S')}")
-    for column in ("stage", "task", *STATES, "time", "nodes", "last error, or why it waits"):
-        table.add_column(column, justify="right" if column in (*STATES, "time") else "left")
+    for column in ("stage", "task", *STATES, "time", "nodes"):
+        table.add_column(column, justify="right" if column in (*STATES, "time") else "left", no_wrap=True)
+    parts: list[Table | Text] = [table]
     for line in lines_of(root):
         counts = [str(line.counts.get(state) or "") for state in STATES]
-        gone = line.counts.get(NEW, 0)
-        waits = f"waits: {line.waits}" if line.waits else ""
-        error = line.error or (f"{gone} made once are gone" if gone else waits)
         nodes = ", ".join(line.nodes[-2:]) + (", ..." if len(line.nodes) > 2 else "")
-        passed = str(timedelta(seconds=round(line.seconds)))
-        table.add_row(line.stage, line.task, *counts, passed, nodes, Text(error.splitlines()[0] if error else ""))
-    parts: list[Table | Text] = [table]
-    if cost:
-        hours = Table(title="GPU hours")
-        for column in ("stage", "used", "of these in attempts that did not end well"):
-            hours.add_column(column, justify="left" if column == "stage" else "right")
-        found = costs(root)
-        for line_of_costs in found:
-            hours.add_row(line_of_costs.stage, f"{line_of_costs.used:.2f}", f"{line_of_costs.wasted:.2f}")
-        hours.add_row("all", f"{sum(c.used for c in found):.2f}", f"{sum(c.wasted for c in found):.2f}")
-        parts.append(hours)
-    return Group(*parts)
+        table.add_row(line.stage, line.task, *counts, str(timedelta(seconds=round(line.seconds))), nodes)
+        gone = line.counts.get(NEW, 0)
+        remark = line.error or (f"{gone} made once are gone" if gone else line.waits and f"waits: {line.waits}")
+        if remark:
+            parts.append(Text(f"{line.stage} {line.task}: {remark.splitlines()[0]}"))
+    return Group(*parts, *([_costs(root)] if cost else []))
+
+
+def _costs(root: Path) -> Table:
+    hours = Table(title="GPU hours")
+    for column in ("stage", "used", "of these in attempts that did not end well"):
+        hours.add_column(column, justify="left" if column == "stage" else "right")
+    found = costs(root)
+    for line in found:
+        hours.add_row(line.stage, f"{line.used:.2f}", f"{line.wasted:.2f}")
+    hours.add_row("all", f"{sum(line.used for line in found):.2f}", f"{sum(line.wasted for line in found):.2f}")
+    return hours
 
 
 def retry(root: Path, console: Console, dry_run: bool) -> None:
