@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import cluster, missing
+from daemons import cluster, missing, variables
 
 from dilm.tiny import tiny_rows
 
@@ -19,13 +19,20 @@ CPUS = ["experiment=tiny", "launcher.gpus=0", "site.cpus=1", "site.mem_gb=2", "t
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Path]:
+def up() -> Iterator[Path]:
     """A cluster of four nodes that takes arrays of eleven jobs; its folder."""
     if reason := missing():
         pytest.skip(reason)
     with cluster(max_array_size=MAX_ARRAY_SIZE) as folder:
-        os.environ["OMP_NUM_THREADS"] = "1"
         yield folder
+
+
+@pytest.fixture
+def slurm(up: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cluster, found by Slurm's commands during this test alone."""
+    for name, value in (variables(up) | {"OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    return up
 
 
 @pytest.fixture(scope="session")

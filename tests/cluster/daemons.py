@@ -37,21 +37,22 @@ def free_ports(n: int) -> int:
 
 @contextmanager
 def cluster(nodes: int = 4, gpus: int = 2, cpus: int = 8, max_array_size: int = 1001) -> Iterator[Path]:
-    """The folder of a cluster that is up, its `slurm.conf` in the environment as $SLURM_CONF."""
+    """The folder of a cluster that is up, with its `slurm.conf`."""
     folder = Path(tempfile.mkdtemp(prefix="dilm-slurm-", dir="/tmp"))  # short: a socket's path holds 100 characters
     folder.chmod(0o755)  # munge refuses a socket below a folder that others can't enter
     daemons: list[subprocess.Popen[bytes]] = []
-    before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
     try:
         _write_conf(folder, nodes, gpus, cpus, max_array_size)
-        os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCH}
         _start(folder, nodes, daemons)
         yield folder
     finally:
-        _stop(daemons)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        _stop(folder, daemons)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """What Slurm's commands find a cluster by."""
+    return {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCH}
 
 
 def _write_conf(folder: Path, nodes: int, gpus: int, cpus: int, max_array_size: int) -> None:
@@ -121,15 +122,18 @@ def _start(folder: Path, nodes: int, daemons: list[subprocess.Popen[bytes]]) -> 
     for command in commands:
         output = open(folder / f"{command[0]}.out", "ab")  # noqa: SIM115 (the daemon's own)
         with output:
-            daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output))
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            daemons.append(subprocess.Popen(command, env=os.environ | variables(folder), **streams))
         if command[0] == "munged":
             _until(lambda: (munge / "socket").exists(), "munged", daemons)
-    _until(lambda: _idle() == nodes, "all nodes idle", daemons)
+    _until(
+        lambda: _asked(folder, "sinfo", "-h", "-N", "-o", "%T").split().count("idle") == nodes, "idle nodes", daemons
+    )
 
 
-def _idle() -> int:
-    shown = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], capture_output=True, text=True)
-    return shown.stdout.split().count("idle")
+def _asked(folder: Path, *command: str) -> str:
+    environment = os.environ | variables(folder)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10).stdout
 
 
 def _until(holds, what: str, daemons: list[subprocess.Popen[bytes]]) -> None:  # type: ignore[no-untyped-def]
@@ -141,12 +145,12 @@ def _until(holds, what: str, daemons: list[subprocess.Popen[bytes]]) -> None:  #
         time.sleep(0.1)
 
 
-def _stop(daemons: list[subprocess.Popen[bytes]]) -> None:
+def _stop(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
     """End the jobs, then the daemons, the last started first."""
     with suppress(FileNotFoundError, subprocess.TimeoutExpired):
-        subprocess.run(["scancel", "--me"], capture_output=True, timeout=10)
+        _asked(folder, "scancel", "--me")
         deadline = time.monotonic() + DOWN_SECONDS
-        while subprocess.run(["squeue", "-h"], capture_output=True).stdout and time.monotonic() < deadline:
+        while _asked(folder, "squeue", "-h") and time.monotonic() < deadline:
             time.sleep(0.2)
     for daemon in reversed(daemons):
         daemon.send_signal(signal.SIGTERM)

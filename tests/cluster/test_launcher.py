@@ -43,7 +43,7 @@ def test_three_tasks_are_one_array_and_their_rows_are_collected(run: Run, root: 
 
 def test_two_nodes_of_two_ranks_train_as_one_process(run: Run, root: Path, keys: list[str]) -> None:
     """The same global batch: weights apart by at most 1e-3 of the way that training went, in fp32."""
-    short = ["pretrain.steps=30", "generator.dropout=0.0", "pretrain.optimizer.lr=1e-3", "stages=[pretrain]"]
+    short = ["pretrain.steps=15", "generator.dropout=0.0", "pretrain.optimizer.lr=1e-3", "stages=[pretrain]"]
     nodes = ["launcher.nodes=2", "launcher.tasks=2", "engine=zero1"]
     run("train", *SLURM, *keys, *short, *nodes)
     (record,) = jobs_of(root).values()

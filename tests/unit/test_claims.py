@@ -17,6 +17,13 @@ from dilm import claims
 from dilm.claims import held, holder, is_stale, job_id, process_start, release, take
 from dilm.errors import DiskFullError
 
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Slurm answers, also where one is up."""
+    monkeypatch.setattr(claims.slurm, "has_ended", lambda name, restarts: None)
+
+
 # Reads names of claims, tries to take each, and tells whether it won; what it took it holds until its end.
 TAKER = """
 import sys
@@ -169,6 +176,36 @@ def test_a_claim_that_a_crash_of_the_machine_emptied_is_stale(tmp_path: Path, co
     (tmp_path / "cell.0").write_text(content)
     assert holder(tmp_path / "cell") == "another process"
     assert take(tmp_path / "cell") == tmp_path / "cell.1"
+
+
+@pytest.mark.parametrize(("ended", "stale"), [(True, True), (False, False), (None, False)])
+def test_of_a_job_elsewhere_slurm_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool | None, stale: bool
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(claims.slurm, "has_ended", lambda name, restarts: asked.append((name, restarts)) or ended)
+    write_claim(tmp_path / "cell", host="elsewhere")
+    assert is_stale(tmp_path / "cell.0") is stale
+    assert asked == [("slurm-7", 0)]
+
+
+def test_of_another_users_process_slurm_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose processes this host may hide."""
+    assert take(tmp_path / "cell")
+    monkeypatch.setattr(claims.os, "getuid", lambda: 4711)
+    monkeypatch.setattr(claims, "process_start", lambda pid: None)
+    assert not is_stale(tmp_path / "cell.0")
+
+
+def test_a_link_that_nfs_reports_as_failed_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def made(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError
+
+    monkeypatch.setattr(claims.os, "link", made)
+    assert take(tmp_path / "cell") == tmp_path / "cell.0"
 
 
 def test_a_claim_that_vanished_is_stale(tmp_path: Path) -> None:
