@@ -97,8 +97,8 @@ def test_ranks_on_two_nodes_agree_when_to_stop(run: Run, root: Path, keys: list[
 @pytest.mark.timeout(2400)
 def test_twenty_kills_lose_nothing(run: Run, root: Path, keys: list[str], tmp_path: Path) -> None:
     """Training, writing and evaluating under random kills; whatever was cut off is submitted again by the same line."""
-    study = ["pretrain.steps=2000", "match.outer_steps=20", "match.monitor_every=0", "checkpoint.steps=10",
-             "checkpoint.minutes=null", "dpc=4", "n_datasets=3", "n_seeds=3", "evaluate.steps=150",
+    study = ["pretrain.steps=3000", "match.outer_steps=30", "match.monitor_every=0", "checkpoint.steps=10",
+             "checkpoint.minutes=null", "dpc=4", "n_datasets=3", "n_seeds=3", "evaluate.steps=300",
              "launcher.cells_per_job=3"]  # fmt: skip
     calm = tmp_path / "calm"
     run("train", *CPUS, f"root={calm}", *study)
@@ -115,7 +115,7 @@ def test_twenty_kills_lose_nothing(run: Run, root: Path, keys: list[str], tmp_pa
             if "nothing to submit" in said:
                 break
             submissions += 1
-        time.sleep(draw.uniform(0, 14))
+        time.sleep(draw.uniform(0, 9))
         running = [name for name, state in states().items() if state == "RUNNING" and name in jobs_of(root)]
         if running and kills.total() < 20:
             kind, name = draw.choice(["signal", "requeue", "cancel", "kill"]), draw.choice(running)
