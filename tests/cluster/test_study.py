@@ -114,6 +114,28 @@ def test_a_chain_ends_where_a_stage_fails(run: Run, root: Path, keys: list[str])
     assert re.search(r"generate tiny: 1 failed.*evaluate tiny: 4 failed", plan, re.DOTALL) and "pretrain" not in plan
 
 
+def test_a_cancelled_chain_is_submitted_again_as_a_whole(run: Run, root: Path, keys: list[str], tmp_path: Path) -> None:
+    """Also from another folder, and the report is made again when rows come."""
+    chain = ["generate,evaluate,collect", *[key for key in keys if not key.startswith("root=")], *WORDS, "root=runs"]
+    run("tools/submit.py", *chain)
+    first = min(jobs_of(root), key=lambda name: int(name.partition("_")[0]))
+    asked("scancel", first)
+    until(all_ended)
+    assert status(run, root) == {("generate", "tiny"): [0, 0, 0, 1], ("evaluate", "tiny"): [0, 0, 0, 4],
+                                 ("collect", ""): [0, 0, 0, 1]}  # fmt: skip
+    elsewhere = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "status.py"), str(root), "--retry-failed"], cwd="/", check=True
+    )
+    assert elsewhere.returncode == 0
+    until(all_ended)
+    assert status(run, root) == {("generate", "tiny"): [1, 0, 0, 0], ("evaluate", "tiny"): [4, 0, 0, 0],
+                                 ("collect", ""): [1, 0, 0, 0]}  # fmt: skip
+    assert "nothing to submit" in run("tools/submit.py", *chain).stdout
+    for path in (root / "rows").glob("*.jsonl"):
+        os.utime(path)
+    assert "collect" in run("tools/submit.py", *chain, "--dry-run").stdout
+
+
 def test_a_whole_study_and_its_report(run: Run, root: Path, keys: list[str]) -> None:
     grid = [*keys, "method=random,lm,dilm", *SHORT, "learner.freeze_encoder=true"]
     said = run("tools/submit.py", "train,generate,evaluate,collect", *grid).stdout
@@ -171,6 +193,7 @@ def test_slurm_would_take_the_templates(template: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_templates_do_what_they_say(run: Run, root: Path, data: Path, tiny_cache: Path, tmp_path: Path) -> None:
     """The chain of `paper.sh` with tiny models, two tasks and methods, on stand-in GPUs."""
     checkout = tmp_path / "checkout"
