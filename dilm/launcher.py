@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,9 @@ class _Launcher(Launcher):
             )
         return [JobReturn(overrides=call.overrides, status=JobStatus.COMPLETED) for call in calls]
 
+    @abstractmethod
     def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
         """What became of each call."""
-        raise NotImplementedError
 
 
 def _plain(value: Any) -> Any:

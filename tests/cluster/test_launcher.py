@@ -100,7 +100,7 @@ def start_training(root: Path, keys: list[str], *more: str) -> "subprocess.Popen
 
 
 def test_the_driver_may_die_and_come_back(run: Run, root: Path, keys: list[str]) -> None:
-    process = start_training(root, keys, "pretrain.steps=1200", "stages=[pretrain]")
+    process = start_training(root, keys, "pretrain.steps=2500", "stages=[pretrain]")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     (name,) = jobs_of(root)
