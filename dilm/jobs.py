@@ -20,7 +20,7 @@ from dilm.files import TEMPORARY, write_bytes, write_json
 from dilm.slurm import PENDING, SlurmJob
 
 SCHEMA = 1
-QUEUED, RUNNING, DONE, FAILED, PREEMPTED = STATES = ("queued", "running", "done", "failed", "preempted")
+QUEUED, RUNNING, DONE, FAILED, PREEMPTED = ("queued", "running", "done", "failed", "preempted")
 ENDED = (DONE, FAILED)
 
 

@@ -19,7 +19,7 @@ from dilm.compose import checked, with_fallback
 from dilm.config import CONF_FOLDER, Config, attach
 from dilm.errors import DilmError, MissingArtifactError
 from dilm.jobs import DONE, Call
-from dilm.runner import Ending, Recorder, told
+from dilm.runner import Ending, Recorder, as_line
 
 
 def main(about: str, run: Callable[[Config], None]) -> None:
@@ -74,5 +74,5 @@ def _run_job(
         if isinstance(caught, MissingArtifactError):
             error = caught.with_keys(" ".join(keys))
         if hydra_config.mode == RunMode.MULTIRUN:
-            print(f"{' '.join(keys)}: {told(error)}", file=sys.stderr)
+            print(f"{' '.join(keys)}: {as_line(error)}", file=sys.stderr)
         failures.append(error)  # raised where Hydra is done, which would add a line of its own

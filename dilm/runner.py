@@ -128,7 +128,7 @@ def user_error(error: BaseException) -> DilmError | None:
     return None
 
 
-def told(error: DilmError) -> str:
+def as_line(error: DilmError) -> str:
     """The error's one line."""
     return f"{type(error).__name__}: {error}"
 
@@ -144,8 +144,8 @@ def ending(error: BaseException, recorder: Recorder) -> Ending:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         return Ending(status, jobs.FAILED if status else jobs.DONE, f"exit status {status}" if status else "")
     if mendable := user_error(error):
-        print(told(mendable), file=sys.stderr)
-        return Ending(USER_ERROR, jobs.FAILED, told(mendable))
+        print(as_line(mendable), file=sys.stderr)
+        return Ending(USER_ERROR, jobs.FAILED, as_line(mendable))
     traceback.print_exception(error)
     return Ending(BUG, jobs.FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
 
@@ -173,7 +173,7 @@ def _stop(again: bool, recorder: Recorder) -> Ending:
     try:
         slurm.requeue(job_id())
     except SlurmError as error:
-        print(told(error), file=sys.stderr)
+        print(as_line(error), file=sys.stderr)
         return Ending(STOPPED, jobs.FAILED, f"{stopped}, and not queued again: {error}")
     print(f"{stopped}; queued again, to go on from here", file=sys.stderr)
     return preempted
@@ -202,7 +202,7 @@ def run_tool(main: Callable[[list[str]], None]) -> None:
     except Exception as error:
         if (mendable := user_error(error)) is None:
             raise
-        print(told(mendable), file=sys.stderr)
+        print(as_line(mendable), file=sys.stderr)
         sys.exit(USER_ERROR)
 
 

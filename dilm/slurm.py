@@ -52,11 +52,6 @@ def call(*command: str) -> str:
     return done.stdout
 
 
-def available() -> bool:
-    """Whether Slurm's commands are here."""
-    return shutil.which("squeue") is not None
-
-
 def job_name(job: str, array: str = "", task: str = "") -> str:
     """The name of a job, as records, claims and rows have it."""
     return f"slurm-{array}_{task}" if task.isdecimal() else f"slurm-{job}"
