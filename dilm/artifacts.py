@@ -29,6 +29,7 @@ TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
 MADE_BY = {"pretrain": TRAIN, "match": TRAIN, "candidates": GENERATE, "dataset": GENERATE}
 
 POLL_SECONDS = 1.0
+LEARNER_VERSION = 2  # raised when a learner's features change
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "h5py", "hydra-core", "datasets")
 
 
@@ -109,6 +110,7 @@ def task_science(config: Config) -> dict[str, Any]:
 def learner_science(learner: LearnerConfig) -> dict[str, Any]:
     """What of a learner determines its features and embeddings."""
     return {
+        "version": LEARNER_VERSION,
         "source": source_id(learner.source),
         "pooling": learner.pooling,
         "embedding": learner.embedding,

@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sequences padded on the right to the longest: ids_BL (int64) and mask_BL (1: a real token).
+def pad(
+    sequences: Sequence[Sequence[int]], pad_token: int, device: torch.device, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Sequences padded to the longest, on the right unless `left`: ids_BL (int64) and mask_BL (1: a real token).
 
     The mask comes from the lengths, not from the pad token, which some models use as an ordinary token too.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     ids_BL = torch.full((len(sequences), int(lengths.max())), pad_token)
     for row, sequence in enumerate(sequences):
-        ids_BL[row, : len(sequence)] = torch.as_tensor(sequence)
+        start = ids_BL.shape[1] - len(sequence) if left else 0
+        ids_BL[row, start : start + len(sequence)] = torch.as_tensor(sequence)
     mask_BL = (torch.arange(ids_BL.shape[1]) < lengths[:, None]).long()
+    mask_BL = mask_BL.flip(1) if left else mask_BL
     return ids_BL.to(device), mask_BL.to(device)
 
 

@@ -1,5 +1,6 @@
 """From the composed configuration to the typed one, with every value that no stage could work with refused by name."""
 
+import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -51,10 +52,10 @@ AT_LEAST_ONE = (
     "match.inner_steps match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
-    "generate.oversample generate.batch evaluate.steps evaluate.batch evaluate.n_datasets task.max_length "
-    "learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes launcher.tasks launcher.cpus "
-    "launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job site.cpus site.mem_gb "
-    "site.max_array_size"
+    "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
+    "task.max_length learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes "
+    "launcher.tasks launcher.cpus launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job "
+    "site.cpus site.mem_gb site.max_array_size"
 ).split()
 
 POSITIVE = (
@@ -64,9 +65,9 @@ POSITIVE = (
 ).split()
 
 NOT_NEGATIVE = (
-    "data.valid_rows pretrain.valid_every match.learner_steps match.monitor_every pretrain.optimizer.warmup "
-    "match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup launcher.gpus "
-    "launcher.max_requeues site.gpus site.signal_seconds"
+    "data.valid_rows pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
+    "pretrain.optimizer.warmup match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup "
+    "launcher.gpus launcher.max_requeues site.gpus site.signal_seconds"
 ).split()
 
 
@@ -93,6 +94,10 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"match.learner_schedule is {match.learner_schedule}, but a learner is trained for inner_steps x "
             f"learner_steps = {steps} steps; raise it to at least that."
+        )
+    if not re.fullmatch(r"classifier|all|last_layers:[1-9]\d*", match.parameters):
+        raise ConfigError(
+            f"match.parameters is {match.parameters!r}; it is classifier, all, or last_layers:k, such as last_layers:2."
         )
     if match.monitor_every and not match.monitor_states:
         raise ConfigError("match.monitor_states is empty; name the learner's steps to measure at, such as [0, 20].")

@@ -133,6 +133,10 @@ class MatchConfig:
     learner_schedule: int = 200  # steps over which the learner's learning rate is scheduled
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-7, warmup=0.05))
     learner_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
+    fresh_learner: bool = True  # each outer step starts a fresh one, rather than going on with the same
+    parameters: str = "classifier"  # whose gradient is matched: classifier, last_layers:k or all
+    lm_weight: float = 0.0  # of the language-model loss on real texts, as a regulariser beside the matching loss
+    lm_batch: int = 64  # real texts for it
     synthetic_dpc: int = 64  # M: synthetic texts a class in an update
     real_dpc: int = 200  # real texts a class in an update
     real_batches: int = 1  # real batches averaged for one update

@@ -67,6 +67,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """The values in fp32 at least: what losses are made and summed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 @contextmanager
 def out_of_memory() -> Iterator[None]:
     """Turn torch's report that memory is full, of a GPU or of the machine, into advice."""

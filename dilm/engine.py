@@ -162,6 +162,8 @@ def _check_shares(config: Config, world: World) -> None:
     if "match" in config.stages:
         texts["match.synthetic_dpc"] = match.synthetic_dpc, hands
         texts["match.learner_batch"] = match.learner_batch, world.size
+        if match.lm_weight:
+            texts["match.lm_batch"] = match.lm_batch, hands
         texts["match.real_dpc"] = match.real_dpc, world.size
     for key, (found, least) in texts.items():
         if found < least:

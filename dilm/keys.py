@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 KEY_LENGTH = 12
+Names = Sequence[str | int]  # what is drawn: its seed
 
 
 def canonical_json(value: Any) -> str:

@@ -1,19 +1,26 @@
-"""The learner f_θ: an encoder and a linear head.
+"""The learner f_θ: an encoder and a head whose last layer is linear.
 
 Shape suffixes: B texts, L tokens, D features, C labels.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from dilm.batching import by_length, pad
 from dilm.config import LearnerConfig
-from dilm.device import attention, autocast, seeded
+from dilm.device import attention, autocast, seeded, wide
 from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.matching import head_gradients
@@ -24,10 +31,10 @@ CPU_TOKENS = 512  # the same with gradients, on a CPU
 
 
 class Learner(nn.Module):
-    """A text classifier whose last layer is linear, which is what gradient matching looks at.
+    """A text classifier: any AutoModelForSequenceClassification, or an encoder and a linear layer on its pooled states.
 
-    With `pooling=model` the head is the architecture's own (AutoModelForSequenceClassification) and its features are
-    whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer on the pooled encoder.
+    With `pooling=model` the head is the architecture's own, of one layer (BERT) or more (RoBERTa, XLNet, ELECTRA), and
+    its features are whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer.
     """
 
     def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device) -> None:
@@ -38,15 +45,21 @@ class Learner(nn.Module):
         loading = {"local_files_only": True, "dtype": torch.float32, "attn_implementation": attention(device)}
         self.classifier: nn.Module | None = None
         if config.pooling == "model":
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n_labels, **loading)
+            with seeded(derive_seed("new layers"), torch.device("cpu")):  # such as a pooler that the folder lacks
+                classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n_labels, **loading)
             classifier.config.pad_token_id = self.pad_token
             self.classifier = classifier
-            self.encoder: nn.Module = classifier.base_model
+            self.encoder: Any = classifier.base_model
             self.head = _last_linear(classifier, n_labels, config.name)
         else:
             encoder = AutoModel.from_pretrained(folder, **loading)
             self.encoder = encoder
             self.head = nn.Linear(encoder.config.hidden_size, n_labels)
+        encoded = {id(parameter) for parameter in self.encoder.parameters()}
+        modules = list((self.classifier or self.head).modules())
+        self.head_layers = [part for part in modules if encoded.isdisjoint(map(id, part.parameters()))]
+        self.segments = _segments(self.encoder.config)
+        self.pads_left = self.encoder.config.model_type == "xlnet"  # whose summary is of a text's last place
         self.dropout = nn.Dropout(float(getattr(self.encoder.config, "hidden_dropout_prob", 0.0)))
         # Cloned: a bare state_dict() follows the weights while they train, and "fresh" would mean "where we are".
         self._initial = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
@@ -63,12 +76,12 @@ class Learner(nn.Module):
         return self.head.weight.device
 
     def fresh(self, *names: str | int) -> "Learner":
-        """Back to the pretrained encoder, with a new head drawn from the seed of `names`."""
+        """Back to the pretrained encoder, with a new head, all its layers, drawn from the seed of `names`."""
         self.load_state_dict(self._initial)
+        spread = float(getattr(self.encoder.config, "initializer_range", 0.02))
         with seeded(derive_seed("head", *names), self.device), torch.no_grad():
-            nn.init.normal_(self.head.weight, std=float(getattr(self.encoder.config, "initializer_range", 0.02)))
-            if self.head.bias is not None:
-                self.head.bias.zero_()
+            for layer in self.head_layers:
+                _draw(layer, spread)
         return self
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
@@ -76,15 +89,30 @@ class Learner(nn.Module):
         columns = [list(column) for column in zip(*texts, strict=True)]
         return self.tokenizer(*columns, truncation=True, max_length=self.config.max_length)["input_ids"]
 
+    def use_eager_attention(self) -> None:
+        """Attention that can be differentiated twice."""
+        self.encoder.set_attn_implementation("eager")
+
+    def pad(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """A batch ids_BL and its mask_BL, on the side on which the architecture wants its padding."""
+        return pad(tokens, self.pad_token, self.device, left=self.pads_left)
+
+    def _inputs(self, ids_BL: Tensor, mask_BL: Tensor) -> dict[str, Tensor]:
+        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
+        if self.segments > 1 and self.tokenizer.sep_token_id is not None:
+            cls = self.tokenizer.cls_token_id if self.segments > 2 else None
+            inputs["token_type_ids"] = segment_ids(ids_BL, self.tokenizer.sep_token_id, cls)
+        return inputs
+
     def features(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """What the linear head reads: features_BD."""
+        """What the head's last linear layer reads: features_BD."""
         if self.classifier is None:
-            hidden_BLD = self.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+            hidden_BLD = self.encoder(**self._inputs(ids_BL, mask_BL)).last_hidden_state
             return self.dropout(pool(hidden_BLD, mask_BL, self.config.pooling))
         caught: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
-            self.classifier(input_ids=ids_BL, attention_mask=mask_BL)
+            self.classifier(**self._inputs(ids_BL, mask_BL))
         finally:
             hook.remove()
         if caught[0].dim() == 2:
@@ -93,7 +121,7 @@ class Learner(nn.Module):
 
     def embed(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The embedding in which texts are clustered and selected: embeddings_BD."""
-        hidden_BLD = self.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        hidden_BLD = self.encoder(**self._inputs(ids_BL, mask_BL)).last_hidden_state
         return pool(hidden_BLD, mask_BL, self.config.embedding)
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -102,13 +130,39 @@ class Learner(nn.Module):
 
 
 def pool(hidden_BLD: Tensor, mask_BL: Tensor, how: str) -> Tensor:
-    """One vector a text: of the first token (cls), of the last real token (last), or the mean over real tokens."""
-    if how == "cls":
-        return hidden_BLD[:, 0]
-    if how == "last":
-        return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), mask_BL.sum(1) - 1]
+    """One vector a text: of its first token (cls), of its last (last), or the mean over its tokens, without padding."""
+    if how in ("cls", "last"):
+        places_B = mask_BL.argmax(1)
+        if how == "last":
+            places_B = places_B + mask_BL.sum(1) - 1
+        return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), places_B]
     weights_BL1 = mask_BL[:, :, None].to(hidden_BLD.dtype)
     return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+
+
+def _draw(layer: nn.Module, spread: float) -> None:
+    """New weights for one layer of a head, drawn as transformers draws them."""
+    if isinstance(layer, nn.LayerNorm):
+        layer.reset_parameters()
+    elif isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=spread)
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def _segments(config: PretrainedConfig) -> int:
+    """How many kinds of segments an architecture tells apart: 2 as BERT (a text, its partner), 3 as XLNet, or none."""
+    return 3 if config.model_type == "xlnet" else int(getattr(config, "type_vocab_size", 0) or 0)
+
+
+def segment_ids(ids_BL: Tensor, sep: int, cls: int | None = None) -> Tensor:
+    """The segment of every token, as the tokenizers of BERT and XLNet number them.
+
+    0 up to the first separator, 1 after it; where `cls` is given, as XLNet's last token, that is 2.
+    """
+    is_sep_BL = (ids_BL == sep).long()
+    segments_BL = (is_sep_BL.cumsum(1) - is_sep_BL).clamp(max=1)
+    return segments_BL if cls is None else segments_BL.masked_fill(ids_BL == cls, 2)
 
 
 def _last_linear(model: nn.Module, n_labels: int, name: str) -> nn.Linear:
@@ -127,11 +181,11 @@ def forward_all(learner: Learner, tokens: Sequence[Sequence[int]], what: str, pr
     learner.eval()
     parts: list[tuple[np.ndarray, Tensor]] = []
     for rows in by_length([len(ids) for ids in tokens], TOKENS_PER_BATCH):
-        ids_BL, mask_BL = pad([tokens[row] for row in rows], learner.pad_token, learner.device)
+        ids_BL, mask_BL = learner.pad([tokens[row] for row in rows])
         with autocast(learner.device, precision):
-            parts.append((rows, getattr(learner, what)(ids_BL, mask_BL).float().cpu()))
+            parts.append((rows, wide(getattr(learner, what)(ids_BL, mask_BL)).cpu()))
     learner.train(was_training)
-    result = torch.empty(len(tokens), parts[0][1].shape[1])
+    result = torch.empty(len(tokens), parts[0][1].shape[1], dtype=parts[0][1].dtype)
     for rows, values in parts:
         result[torch.as_tensor(rows)] = values
     return result
@@ -141,14 +195,19 @@ def text_loss(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndar
     """Mean cross-entropy of a batch of tokenised texts, ready for backward."""
     on_cpu = learner.device.type == "cpu"  # there padding costs more than several calls do
     budget = CPU_TOKENS if on_cpu else len(tokens) * max(len(ids) for ids in tokens)
-    sums = []
-    for rows in by_length([len(ids) for ids in tokens], budget):
-        ids_BL, mask_BL = pad([tokens[row] for row in rows], learner.pad_token, learner.device)
-        with autocast(learner.device, precision):
-            logits_BC = learner(ids_BL, mask_BL)
-        targets_B = torch.as_tensor(labels[rows], device=learner.device)
-        sums.append(nn.functional.cross_entropy(logits_BC.float(), targets_B, reduction="sum"))
+    parts = by_length([len(ids) for ids in tokens], budget)
+    sums = [text_losses(learner, [tokens[row] for row in rows], labels[rows], precision).sum() for rows in parts]
     return torch.stack(sums).sum() / len(tokens)
+
+
+def text_losses(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndarray, precision: str) -> Tensor:
+    """Cross-entropy of each text of one padded batch, losses_B, ready for backward."""
+    ids_BL, mask_BL = learner.pad(tokens)
+    with autocast(learner.device, precision):
+        logits_BC = learner(ids_BL, mask_BL)
+    return nn.functional.cross_entropy(
+        wide(logits_BC), torch.as_tensor(labels, device=learner.device), reduction="none"
+    )
 
 
 @torch.no_grad()

@@ -4,18 +4,22 @@ Shape suffixes: B texts, L tokens, N real tokens of a batch, D features.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from dilm.batching import by_length, pad
+from dilm.batching import by_length, deal, pad
 from dilm.config import Config, OptimizerConfig
-from dilm.device import autocast
+from dilm.device import autocast, seeded, wide
 from dilm.engine import Engine, build_engine
 from dilm.generator import Generator
+from dilm.keys import Names, derive_seed
+from dilm.optimizer import Part
 from dilm.world import ALONE, World
 
 CPU_TOKENS = 512  # of a batch on a CPU, padding included: there padding costs more than several calls do
@@ -59,7 +63,7 @@ class ChunkedHead(nn.Module):
         return torch.cat([checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _chunk(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden_ND, self.weight, self.bias).float(), targets_N, reduction="none")
+        return F.cross_entropy(wide(F.linear(hidden_ND, self.weight, self.bias)), targets_N, reduction="none")
 
 
 def text_nll(
@@ -100,6 +104,27 @@ def sum_nll(
             sums.append(module(ids_BL, mask_BL, given))
         order.append(torch.as_tensor(rows, device=device))
     return torch.cat(sums)[torch.cat(order).argsort()]
+
+
+def average_nll(
+    generator: Generator, sequences: Sequence[Sequence[int]], names: Names, config: Config, engine: Engine
+) -> tuple[list[Part], int]:
+    """The token-averaged NLL of a batch that all ranks share: this rank's parts of a step, and the batch's tokens.
+
+    `names` seed the dropout. However many ranks and parts there are, the sum over all is the same loss.
+    """
+    world, accumulate = engine.world, config.engine.accumulate
+    lengths = [len(sequence) - generator.control.prompt_length for sequence in sequences]
+    n_tokens = sum(lengths)
+
+    def part(number: int, own: np.ndarray) -> Tensor:
+        where = (world.rank, number) if world.rank or number else ()
+        with seeded(derive_seed(*names, *where), generator.device):
+            mine = [sequences[row] for row in own]
+            return sum_nll(generator, mine, config.precision, engine).sum() / n_tokens
+
+    hands = deal(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
+    return [partial(part, number, own) for number, own in enumerate(hands)], n_tokens
 
 
 def build_likelihood(

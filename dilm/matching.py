@@ -3,6 +3,8 @@
 Shape suffixes: B texts of one label, C labels, D features, P = C*D (+ C) parameters of a linear head.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,26 +39,31 @@ def gradient_distance(real_P: Tensor, synthetic_P: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(real_P, synthetic_P, dim=0)
 
 
-def nll_slopes(
-    real_P: Tensor, synthetic_P: Tensor, grads_BP: Tensor, weights_B: Tensor, temperature: float = 1.0
-) -> Tensor:
-    """Derivative of the matching loss with respect to the nll of a label's texts, slopes_B.
-
-    `synthetic_P` is the weighted sum over *all* of the label's texts, `grads_BP` and `weights_B` those of any part of
-    them: so the texts can be cut in parts and spread over processes. With s_b = ∂L/∂a_b = direction · grad_b the
-    softmax gives ∂L/∂nll_b = -a_b (s_b - Σ a s) / T; the sum is zero, since the cosine ignores a gradient's length.
-    """
+def distance_slope(real_P: Tensor, synthetic_P: Tensor) -> Tensor:
+    """Derivative of `gradient_distance` with respect to the synthetic gradient, slope_P."""
     length = synthetic_P.norm()
     unit_P = synthetic_P / length
     real_unit_P = F.normalize(real_P, dim=0)
-    direction_P = (unit_P * (real_unit_P @ unit_P) - real_unit_P) / length
-    return -weights_B / temperature * (grads_BP @ direction_P)
+    return (unit_P * (real_unit_P @ unit_P) - real_unit_P) / length
 
 
-def parameter_gradient(loss: Tensor, parameters: list[Tensor], create_graph: bool = False) -> Tensor:
+def nll_slopes(products_B: Tensor, weights_B: Tensor, temperature: float = 1.0) -> Tensor:
+    """Derivative of the matching loss with respect to the nll of a label's texts, slopes_B.
+
+    `products_B` are s_b = ∂L/∂a_b, each text's gradient times the `distance_slope` at the weighted sum over *all* of
+    the label's texts; they and `weights_B` may be those of any part of them, so that the texts can be cut in parts and
+    spread over processes. The softmax gives ∂L/∂nll_b = -a_b (s_b - Σ a s) / T; the sum is zero, since the cosine
+    ignores a gradient's length.
+    """
+    return -weights_B / temperature * products_B
+
+
+def parameter_gradient(loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Tensor:
     """Gradient of `loss` with respect to any parameters, flattened and joined: the route for any head.
 
     For a linear head it equals a row of `head_gradients`; with `create_graph` it can be differentiated again.
     """
-    gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph)
+    gradients = torch.autograd.grad(
+        loss, list(parameters), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
     return torch.cat([gradient.flatten() for gradient in gradients])

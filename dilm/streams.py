@@ -1,6 +1,6 @@
 """The two streams that gradient matching compares: real batches and the generator's own texts (paper, section 3.3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,14 +14,13 @@ from dilm.data import TextTable
 from dilm.errors import DataError
 from dilm.features import FeatureStore
 from dilm.generator import Generator
-from dilm.keys import derive_seed
+from dilm.keys import Names, derive_seed
 from dilm.learner import Learner, forward_all
 from dilm.selection import k_centers
 from dilm.world import ALONE, World
 from dilm.writer import Writer
 
 T = TypeVar("T")
-Names = Sequence[str | int]  # what is drawn: its seed
 
 
 def teacher_sets(table: TextTable, config: MatchConfig, store: FeatureStore, names: Names) -> list[list[np.ndarray]]:

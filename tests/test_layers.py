@@ -14,8 +14,8 @@ ORDER = """
 errors keys signals files site config checks text convert tiny sources data slurm claims artifacts shards results cells
 statistics tracking mlflow_store jobs compose plan runner submit study status launcher
 matching clustering selection metrics words
-device batching world optimizer zero engine generator likelihood writer checkpoints learner features streams similarity
-finetune
+device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
+trajectory similarity finetune
 """.split()
 SIDE_BY_SIDE = [
     {f"stages.{path.stem}" for path in (PACKAGE / "stages").glob("[a-z]*.py")},

@@ -1,6 +1,6 @@
 """Gradient matching: the generator learns to write texts whose gradients are like the real data's (paper, section 3.2).
 
-Shape suffixes: B texts of all labels, P parameters of the learner's head, C labels.
+Shape suffixes: B texts of all labels, P matched parameters of the learner, C labels.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dilm.artifacts import Artifact, make, match_artifact, pretrain_artifact
@@ -21,18 +20,21 @@ from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
 from dilm.device import out_of_memory, pick_device, seeded
-from dilm.engine import Engine, TorchEngine
+from dilm.engine import Engine
 from dilm.errors import TrainingError
 from dilm.features import FeatureStore
 from dilm.generator import load_generator
+from dilm.gradients import TextGradients, gradients_of, matched_parameters
 from dilm.keys import derive_seed
-from dilm.learner import build_learner, text_gradients, text_loss
-from dilm.likelihood import build_likelihood, denominators, settled, sum_nll
-from dilm.matching import generation_weights, gradient_distance, nll_slopes
+from dilm.learner import build_learner
+from dilm.likelihood import average_nll, build_likelihood, denominators, settled, sum_nll
+from dilm.matching import distance_slope, generation_weights, gradient_distance, nll_slopes
+from dilm.optimizer import Part
 from dilm.similarity import SimilarityMonitor
 from dilm.sources import cache_folder
 from dilm.streams import PoolOfLabel, Writing, real_batches, skip, synthetic_pool, teacher_sets
 from dilm.tracking import METRICS_FILE, Progress, Tracker
+from dilm.trajectory import Trajectory
 from dilm.world import ALONE, World
 
 
@@ -74,9 +76,13 @@ class Matching:
         self.generator = load_generator(parent, config.generator, config.task, self.device)
         self.store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
         self.learner = world.first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
-        self.tokens = self.learner.tokenize(corpus.train.texts)
-        self.learner_rows = plain_batches(
-            len(corpus.train), self.settings.learner_batch, np.random.default_rng(derive_seed("learner", *self.names))
+        self.parameters = matched_parameters(self.learner, self.settings.parameters)
+        if self.parameters is not None:
+            self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
+        self.trajectory = Trajectory(self.learner, corpus.train, self.settings, config.precision, self.names, world)
+        self.sequences = self.generator.encode(corpus.train) if self.settings.lm_weight else []
+        self.lm_rows = plain_batches(
+            len(corpus.train), self.settings.lm_batch, np.random.default_rng(derive_seed("regulariser", *self.names))
         )
         self.writing = Writing(config.precision, config.generate.top_p, config.generate.batch)
         self.sets: list[list[np.ndarray]] = []
@@ -92,12 +98,12 @@ class Matching:
         engine, start, state = checkpoints.resume(self.engine, folder / METRICS_FILE)
         monitor = None
         if settings.monitor_every and world.main:
-            monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.tokens)
+            monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.trajectory.tokens)
         if start:
-            trainer = self._restore(start, state)
+            self._restore(start, state)
         else:
             self.choose_teacher()
-            trainer = self._fresh_learner(0)
+            self.trajectory.begin(0)
         with (
             Tracker(folder, self.config, self.artifact.key, "match", world.main) as tracker,
             Progress(total, "match", start, world.main) as bar,
@@ -107,16 +113,16 @@ class Matching:
             for step in range(start + 1, total + 1):
                 outer, inner = divmod(step - 1, settings.inner_steps)
                 if inner == 0:
-                    trainer = self._begin(engine, outer)
+                    self._begin(engine, outer)
                 metrics = self.update(engine, step)
-                self._train_learner(trainer, outer, inner)
+                self.trajectory.advance(outer, inner)
                 bar.update(loss=metrics["loss"], tokens=int(metrics.pop("tokens")))
                 if step % settings.log_every == 0 or step == total:
                     tracker.log(step, **metrics)
                 if step == total or (settings.monitor_every and step % settings.monitor_every == 0):
                     self._measure(engine, monitor, tracker, step)
                 if checkpoints.due(step) and step < total:
-                    checkpoints.save(step, engine, self._state(outer, trainer), tracker.path)
+                    checkpoints.save(step, engine, self._state(outer), tracker.path)
         whole = settled(self.generator, engine)
         if world.main:
             whole.save(folder)
@@ -137,14 +143,14 @@ class Matching:
         self.sets = sets
         self.real = real_batches(sets, self.settings.real_dpc, self.names)
 
-    def _state(self, outer: int, trainer: TorchEngine) -> dict[str, Any]:
+    def _state(self, outer: int) -> dict[str, Any]:
         """What a checkpoint needs besides the generator: the pool, and the learner on its way."""
         written = outer - outer % self.settings.regenerate_every
         sets = [[rows.tolist() for rows in chosen] for chosen in self.sets]
         pool = [asdict(part) for part in self.pool]
-        return {"pool": pool, "outer": written, "sets": sets, "learner": trainer.state()}
+        return {"pool": pool, "outer": written, "sets": sets, "learner": self.trajectory.state()}
 
-    def _restore(self, start: int, state: dict[str, Any]) -> TorchEngine:
+    def _restore(self, start: int, state: dict[str, Any]) -> None:
         """Pool, learner and streams as they were after `start` updates."""
         settings = self.settings
         self._take_pool([PoolOfLabel(**part) for part in state["pool"]], state["outer"])
@@ -152,24 +158,22 @@ class Matching:
         for batches in self.batches:
             skip(batches, start - state["outer"] * settings.inner_steps)
         skip(self.real, start * settings.real_batches)
-        skip(self.learner_rows, start * settings.learner_steps)
-        trainer = self._fresh_learner((start - 1) // settings.inner_steps)
-        trainer.load_state(state["learner"])
-        return trainer
+        skip(self.lm_rows, start if settings.lm_weight else 0)
+        self.trajectory.restore(start, state["learner"])
 
-    def _begin(self, engine: Engine, outer: int) -> TorchEngine:
-        """A fresh learner, and new texts where it is time for them."""
+    def _begin(self, engine: Engine, outer: int) -> None:
+        """An outer step's learner, and new texts where it is time for them."""
         if outer % self.settings.regenerate_every == 0:
             self.write_pool(engine, outer)
-        return self._fresh_learner(outer)
+        self.trajectory.begin(outer)
 
     def write_pool(self, engine: Engine, outer: int) -> None:
         """New synthetic texts from the generator as it is now."""
-        # The fresh learner's encoder is the pretrained one, so clusters last as long as the pool does.
-        self.learner.fresh("clusters", *self.names)
         whole = settled(self.generator, engine)
         names = (*self.names, outer)
-        self._take_pool(synthetic_pool(whole, self.learner, self.settings, self.writing, names, self.world), outer)
+        with self.trajectory.pretrained() as learner:  # whose clusters last as long as the pool does
+            pool = synthetic_pool(whole, learner, self.settings, self.writing, names, self.world)
+        self._take_pool(pool, outer)
 
     def _take_pool(self, pool: list[PoolOfLabel], outer: int) -> None:
         size = self.settings.synthetic_dpc
@@ -211,8 +215,11 @@ class Matching:
         nll_B[own] = torch.cat(found).detach()
         losses_C, slopes_B, effective = self._match(drawn, own, world.sum(nll_B))
 
+        regulariser = self._regulariser(engine, step)
+
         def part(number: int) -> Tensor:
-            return (slopes_B[hands[number]] * (found[number] if accumulate == 1 else nll(number))).sum()
+            loss = (slopes_B[hands[number]] * (found[number] if accumulate == 1 else nll(number))).sum()
+            return loss + self.settings.lm_weight * regulariser[number]() if regulariser else loss
 
         loss = float(losses_C.mean())
         done = engine.step(*(partial(part, number) for number in range(accumulate)))
@@ -224,32 +231,32 @@ class Matching:
         n_tokens = sum(map(len, drawn.sequences))
         return {"loss": loss, "gradient_norm": done.norm, "effective_texts": effective, "tokens": n_tokens}
 
+    def _regulariser(self, engine: Engine, step: int) -> list[Part]:
+        """The language-model loss on real texts, cut in parts as the update is; none where it has no weight."""
+        if not self.settings.lm_weight:
+            return []
+        sequences = [self.sequences[row] for row in next(self.lm_rows)]
+        names = ("regulariser dropout", *self.names, step)
+        return average_nll(self.generator, sequences, names, self.config, engine)[0]
+
     def _match(self, drawn: Drawn, own: np.ndarray, nll_B: Tensor) -> tuple[Tensor, Tensor, float]:
         """Matching loss of each label, its mean's slopes in every own text's nll, and how many texts really count."""
         temperature = self.settings.temperature
         labels = drawn.labels_B[own]
-        grads_BP = text_gradients(self.learner, [drawn.tokens[row] for row in own], labels, self.config.precision)
+        grads = self._gradients([drawn.tokens[row] for row in own], labels)
         real_CP = self._real_gradients()
         weights_B = torch.zeros_like(nll_B)
         for label in range(self.n_labels):
             rows = drawn.labels_B == label
             weights_B[rows] = generation_weights(nll_B[rows], temperature)
-        synthetic_CP = self.world.sum(self._label_sums(weights_B[own, None] * grads_BP, labels))
+        synthetic_CP = self.world.sum(grads.sums(weights_B[own]))
+        pairs = list(zip(real_CP, synthetic_CP, strict=True))
+        products_B = grads.products(torch.stack([distance_slope(real_P, synthetic_P) for real_P, synthetic_P in pairs]))
         slopes_B = torch.zeros_like(nll_B)
-        losses, effective = [], []
-        for label in range(self.n_labels):
-            rows = own[labels == label]
-            real_P, synthetic_P = real_CP[label], synthetic_CP[label]
-            slopes_B[rows] = nll_slopes(
-                real_P, synthetic_P, grads_BP[labels == label], weights_B[rows], temperature
-            ) / self.n_labels  # fmt: skip
-            losses.append(gradient_distance(real_P, synthetic_P))
-            effective.append(1 / float(weights_B[drawn.labels_B == label].square().sum()))
-        return torch.stack(losses), slopes_B, float(np.mean(effective))
-
-    def _label_sums(self, rows_BP: Tensor, labels_B: np.ndarray) -> Tensor:
-        labels = torch.as_tensor(labels_B, device=rows_BP.device)
-        return F.one_hot(labels, self.n_labels).to(rows_BP.dtype).T @ rows_BP
+        slopes_B[own] = nll_slopes(products_B, weights_B[own], temperature) / self.n_labels
+        losses_C = torch.stack([gradient_distance(real_P, synthetic_P) for real_P, synthetic_P in pairs])
+        effective = [1 / float(weights_B[drawn.labels_B == label].square().sum()) for label in range(self.n_labels)]
+        return losses_C, slopes_B, float(np.mean(effective))
 
     def _real_gradients(self) -> Tensor:
         """Mean gradient of real texts for each label, real_CP, over `real_batches` batches that ranks share."""
@@ -258,35 +265,13 @@ class Matching:
             rows = np.concatenate(next(self.real))
             labels_B = self.corpus.train.labels[rows]
             own = list(self.world.mine(len(rows)))
-            tokens = [self.tokens[rows[index]] for index in own]
-            grads_BP = text_gradients(self.learner, tokens, labels_B[own], self.config.precision)
-            counts_C = torch.as_tensor(np.bincount(labels_B, minlength=self.n_labels), device=self.device)
-            means.append(self.world.sum(self._label_sums(grads_BP, labels_B[own])) / counts_C[:, None])
+            grads = self._gradients([self.trajectory.tokens[rows[index]] for index in own], labels_B[own])
+            shares = 1 / np.bincount(labels_B, minlength=self.n_labels)[labels_B[own]]
+            means.append(self.world.sum(grads.sums(torch.as_tensor(shares, dtype=torch.float32, device=self.device))))
         return torch.stack(means).mean(0)
 
-    def _fresh_learner(self, outer: int) -> TorchEngine:
-        self.learner.fresh("match", *self.names, outer)
-        settings = self.settings
-        return TorchEngine(self.learner, settings.learner_optimizer, settings.learner_schedule, world=self.world)
-
-    def _train_learner(self, trainer: TorchEngine, outer: int, inner: int) -> None:
-        """Take the learner some steps further on real data, whose batches ranks share."""
-        rank = (self.world.rank,) if self.world.rank else ()
-        self.learner.train(self.settings.learner_dropout)
-
-        def part(rows: np.ndarray) -> Tensor:
-            own = rows[list(self.world.mine(len(rows)))]
-            labels = self.corpus.train.labels[own]
-            loss = text_loss(self.learner, [self.tokens[row] for row in own], labels, self.config.precision)
-            return loss * (len(own) / len(rows))
-
-        with seeded(derive_seed("learner dropout", *self.names, outer, inner, *rank), self.device):
-            for _ in range(self.settings.learner_steps):
-                loss = trainer.step(partial(part, next(self.learner_rows))).loss
-                if not np.isfinite(loss):
-                    raise TrainingError(
-                        f"match: the learner's loss is {loss} in outer step {outer}; lower match.learner_optimizer.lr."
-                    )
+    def _gradients(self, tokens: list[list[int]], labels_B: np.ndarray) -> TextGradients:
+        return gradients_of(self.learner, tokens, labels_B, self.parameters, self.config.precision)
 
     def _measure(self, engine: Engine, monitor: SimilarityMonitor | None, tracker: Tracker, step: int) -> None:
         if self.settings.monitor_every:

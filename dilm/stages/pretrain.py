@@ -1,23 +1,20 @@
 """Language-model pre-training: task rows -> a generator that writes texts of a class (paper, section 3.1)."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from dilm.artifacts import Artifact, make, pretrain_artifact
-from dilm.batching import deal
 from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus, load_corpus
-from dilm.device import out_of_memory, pick_device, seeded
+from dilm.device import out_of_memory, pick_device
 from dilm.engine import Engine
 from dilm.errors import TrainingError
 from dilm.generator import build_generator
 from dilm.keys import derive_seed
-from dilm.likelihood import build_likelihood, held_out_scores, settled, sum_nll
+from dilm.likelihood import average_nll, build_likelihood, held_out_scores, settled
 from dilm.optimizer import Step
 from dilm.sources import cache_folder, model_folder
 from dilm.streams import skip
@@ -86,18 +83,10 @@ class Pretraining:
 
     def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
         """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""
-        given, world, accumulate = self.generator.control.prompt_length, self.world, self.config.engine.accumulate
-        lengths = [len(self.sequences[row]) - given for row in rows]
-        n_tokens = sum(lengths)
-
-        def part(number: int, own: np.ndarray) -> Tensor:
-            where = (world.rank, number) if world.rank or number else ()
-            with seeded(derive_seed("pretrain dropout", *self.names, step, *where), self.device):
-                sequences = [self.sequences[rows[index]] for index in own]
-                return sum_nll(self.generator, sequences, self.config.precision, engine).sum() / n_tokens
-
-        hands = deal(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
-        done = engine.step(*(partial(part, number, own) for number, own in enumerate(hands)))
+        sequences = [self.sequences[row] for row in rows]
+        names = ("pretrain dropout", *self.names, step)
+        parts, n_tokens = average_nll(self.generator, sequences, names, self.config, engine)
+        done = engine.step(*parts)
         if not np.isfinite(done.loss) or not np.isfinite(done.norm):
             raise TrainingError(
                 f"pretrain: the loss is {done.loss} and its gradient's norm {done.norm} at step {step}, on the "

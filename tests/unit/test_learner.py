@@ -11,8 +11,19 @@ from transformers import AutoModelForSequenceClassification
 from dilm.config import LearnerConfig, OptimizerConfig, SourceConfig
 from dilm.engine import TorchEngine
 from dilm.errors import ConfigError
-from dilm.learner import Learner, _last_linear, build_learner, forward_all, label_means, pool, text_gradients, text_loss
+from dilm.learner import (
+    Learner,
+    _last_linear,
+    build_learner,
+    forward_all,
+    label_means,
+    pool,
+    segment_ids,
+    text_gradients,
+    text_loss,
+)
 from dilm.matching import head_gradients, parameter_gradient
+from tests.unit.architectures import FAMILIES, learner_of
 
 CPU = torch.device("cpu")
 TEXTS = [("a good film",), ("bad",), ("a plot that goes on and on",), ("fine",)]
@@ -122,3 +133,58 @@ def test_a_model_without_a_linear_head_is_refused(tiny_cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"learner 'x': no linear layer with 7 outputs.*pooling=mean"):
         _last_linear(learner.encoder, 7, "x")
     assert isinstance(learner.classifier, type(AutoModelForSequenceClassification.from_config(learner.encoder.config)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_familys_batch_gives_the_logits_of_its_texts_alone(tmp_path: Path, family: str) -> None:
+    """Whatever side it pads on, and whatever segments it wants to be told."""
+    learner = learner_of(family, tmp_path).fresh("x").eval()
+    tokens = learner.tokenize(TEXTS)
+    together = learner(*learner.pad(tokens))
+    for row, ids in enumerate(tokens):
+        assert isinstance(learner.classifier, torch.nn.Module)
+        assert torch.allclose(
+            together[row], learner.classifier(**learner._inputs(*learner.pad([ids]))).logits[0], atol=1e-5
+        )
+    for how in ("cls", "last", "mean"):
+        learner.config.embedding = how
+        embedded = learner.embed(*learner.pad(tokens))
+        assert all(
+            torch.allclose(embedded[row], learner.embed(*learner.pad([ids]))[0], atol=1e-5)
+            for row, ids in enumerate(tokens)
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_draws_every_layer_of_a_head_anew_by_name(tmp_path: Path, family: str) -> None:
+    learner = learner_of(family, tmp_path)
+    encoded = {id(parameter) for parameter in learner.encoder.parameters()}
+    matrices = {
+        name: parameter
+        for name, parameter in learner.named_parameters()
+        if id(parameter) not in encoded and parameter.dim() == 2
+    }
+    assert len(matrices) >= 2
+    first = {name: value.detach().clone() for name, value in learner.fresh("a").named_parameters() if name in matrices}
+    again = learner_of(family, tmp_path).fresh("a")  # as another process would
+    other = learner_of(family, tmp_path).fresh("b")
+    for name, value in first.items():
+        assert torch.equal(again.get_parameter(name), value)
+        assert not torch.equal(other.get_parameter(name), value)
+
+
+def test_segments_are_those_of_the_tokenizer(tiny_cache: Path) -> None:
+    learner = built(tiny_cache)
+    pairs = [("first text", "second"), ("a", "b c d")]
+    encoded = learner.tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+    found = learner._inputs(*learner.pad(learner.tokenize(pairs)))["token_type_ids"]
+    real = encoded["attention_mask"].bool()
+    assert torch.equal(found[real], encoded["token_type_ids"][real])
+    assert found.max() == 1
+
+
+def test_xlnets_segments_end_with_that_of_its_cls() -> None:
+    sep, cls = 4, 3
+    ids = torch.tensor([[7, 8, sep, 9, sep, cls]])  # A <sep> B <sep> <cls>
+    assert segment_ids(ids, sep, cls).tolist() == [[0, 0, 0, 1, 1, 2]]
+    assert segment_ids(torch.tensor([[7, sep, cls]]), sep, cls).tolist() == [[0, 0, 2]]
