@@ -1,8 +1,4 @@
-"""The map of what stands under `root`: each artifact's folder, key, parents and the command that makes it.
-
-A key hashes what determines the artifact: its part of the configuration, its parents' keys, the data's content hash
-and the stage's version. Paths, launchers, workers and logging are not in it.
-"""
+"""Artifacts: what stands under its final name is complete, made once, and tells how it was made."""
 
 import shutil
 import subprocess
@@ -15,21 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dilm import __version__, claims, signals
-from dilm.config import REAL_METHODS, Config, LearnerConfig, plain
+from dilm.config import Config, plain
 from dilm.errors import MissingArtifactError
 from dilm.files import TEMPORARY, new_folder, read_json, write_json
-from dilm.keys import content_key
 from dilm.signals import Stopped
-from dilm.sources import source_id
-
-# Raised when a stage's results change for equal configurations.
-STAGE_VERSION = {"pretrain": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
-
-TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
-MADE_BY = {"pretrain": TRAIN, "match": TRAIN, "candidates": GENERATE, "dataset": GENERATE}
 
 POLL_SECONDS = 1.0
-LEARNER_VERSION = 2  # raised when a learner's features change
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "h5py", "hydra-core", "datasets")
 
 
@@ -83,116 +70,6 @@ class Artifact:
         if not self.exists:
             raise MissingArtifactError(str(self.folder), self.command)
         return self.folder
-
-
-def _artifact(config: Config, stage: str, name: str, science: dict[str, Any]) -> Artifact:
-    science = {"stage": stage, "version": STAGE_VERSION[stage], **science}
-    key = content_key(science)
-    return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, MADE_BY[stage])
-
-
-def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in part.items() if name not in names}
-
-
-def task_science(config: Config) -> dict[str, Any]:
-    """What of a task determines results; where its rows were found does not, since their content is hashed."""
-    task = config.task
-    return {
-        "name": task.name,
-        "fields": task.fields,
-        "labels": task.labels,
-        "max_length": task.max_length,
-        "valid_rows": config.data.valid_rows,
-    }
-
-
-def learner_science(learner: LearnerConfig) -> dict[str, Any]:
-    """What of a learner determines its features and embeddings."""
-    return {
-        "version": LEARNER_VERSION,
-        "source": source_id(learner.source),
-        "pooling": learner.pooling,
-        "embedding": learner.embedding,
-        "max_length": learner.max_length,
-    }
-
-
-def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
-    """The generator after language-model training (method `lm`)."""
-    generator = config.generator
-    science = {
-        "task": task_science(config),
-        "data": data_hash,
-        "generator": source_id(config.generator.source)
-        | {"prefix": generator.prefix, "bos_init": generator.bos_init}
-        | ({} if generator.dropout is None else {"dropout": generator.dropout}),
-        "pretrain": _without(plain(config.pretrain), "log_every", "valid_every"),
-        "precision": config.precision,
-        "seed": config.seed,
-    }
-    return _artifact(config, "pretrain", f"lm-{config.generator.name}", science)
-
-
-def match_artifact(config: Config, data_hash: str) -> Artifact:
-    """The generator after gradient matching (method `dilm`)."""
-    recording = ("log_every", "monitor_every", "monitor_dpc", "monitor_states")
-    science = {
-        "parent": pretrain_artifact(config, data_hash).key,
-        "match": _without(plain(config.match), "learner", *recording),
-        "learner": learner_science(config.match.learner),
-        "top_p": config.generate.top_p,
-        "precision": config.precision,
-        "seed": config.seed,
-    }
-    return _artifact(config, "match", f"dilm-{config.generator.name}", science)
-
-
-def generator_artifact(config: Config, data_hash: str) -> Artifact:
-    """The trained generator that `config.method` samples from."""
-    return (pretrain_artifact if config.method == "lm" else match_artifact)(config, data_hash)
-
-
-def candidates_artifact(config: Config, data_hash: str) -> Artifact:
-    """All well-formed texts that a generator wrote, from which data sets are chosen."""
-    settings = config.generate
-    science: dict[str, Any] = {
-        "parent": generator_artifact(config, data_hash).key,
-        "pool": settings.pool,
-        "top_p": settings.top_p,
-        "batch": settings.batch,
-        "precision": config.precision,
-        "seed": config.seed,
-    }
-    if settings.pool == "shared":
-        science |= {"pool_dpc": settings.pool_dpc}
-    else:
-        science |= {"oversample": settings.oversample, "dpc": config.dpc, "n_datasets": config.n_datasets}
-    return _artifact(config, "candidates", f"candidates-{config.method}", science)
-
-
-def dataset_artifact(config: Config, data_hash: str) -> Artifact:
-    """The distilled data sets of one method and size."""
-    settings = config.generate
-    real = config.method in REAL_METHODS
-    selection = config.method if real else settings.selection
-    science: dict[str, Any] = {
-        "method": config.method,
-        "dpc": config.dpc,
-        "n_datasets": config.n_datasets,
-        "pool": settings.pool,
-        "selection": selection,
-        "seed": config.seed,
-    }
-    if selection == "k_centers":
-        encoder = learner_science(settings.encoder) | {"unit_embeddings": settings.unit_embeddings}
-        science |= {"encoder": encoder, "precision": config.precision}
-    if real:
-        candidates = settings.real_candidates
-        science |= {"task": task_science(config), "data": data_hash, "real_candidates": candidates}
-    else:
-        science |= {"parent": candidates_artifact(config, data_hash).key}
-    return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)
 
 
 def make(

@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from dilm.artifacts import STAGE_VERSION, dataset_artifact, learner_science
 from dilm.config import Config, plain
 from dilm.keys import content_key
+from dilm.lineage import STAGE_VERSION, dataset_artifact, learner_science
+from dilm.published import published_files
 from dilm.results import Row, cell_key
 
 
@@ -17,6 +18,7 @@ def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
         "evaluator": config.evaluator,
         "metric": config.task.metric,
         "dev": dev_hash,
+        "dev_rows": settings.dev_rows,
         "seed": config.seed,
     }
     if config.evaluator == "words":
@@ -31,21 +33,54 @@ def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
     }
 
 
+def cell_science(config: Config, dev_hash: str) -> dict[str, Any]:
+    """What determines a cell besides the data set and the seed: the protocol, and what `method=full` does otherwise."""
+    protocol = protocol_science(config, dev_hash)
+    if config.method != "full" or config.evaluator != "finetune":
+        return protocol
+    full = plain(config.evaluate.full)
+    if config.learner.freeze_encoder:
+        full["optimizer"]["lr"] = config.evaluate.head_lr
+    return _without(protocol, "steps", "batch", "optimizer") | full
+
+
+def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in names}
+
+
+def n_datasets_of(config: Config) -> int:
+    """How many data sets the method has."""
+    if config.method == "full":
+        return 1
+    return len(published_files(config)) if config.method == "published" else config.n_datasets
+
+
+def name_of(config: Config) -> str:
+    """What tables call the method, and the variant of it."""
+    name = config.published.name if config.method == "published" else config.method
+    return f"{name}, {config.variant}" if config.variant else name
+
+
 def evaluation_cells(config: Config, data_hash: str, dev_hash: str) -> list[Row]:
     """Rows without a value, one for each cell that the configuration names, data set by data set."""
     source = dataset_artifact(config, data_hash)
-    protocol = protocol_science(config, dev_hash)
-    words = config.evaluator == "words"
+    science, protocol = cell_science(config, dev_hash), content_key(protocol_science(config, dev_hash))
+    words, full = config.evaluator == "words", config.method == "full"
+    if full:
+        protocol += "/" + content_key({"source": source.key, **science})
     blank = Row(
-        key="", task=config.task.name, method=config.method, dpc=config.dpc, dataset=0, seed=0,
+        key="", task=config.task.results or config.task.name, method=name_of(config), dpc=0 if full else config.dpc,
+        dataset=0, seed=0,
         evaluator="words" if words else "frozen" if config.learner.freeze_encoder else config.evaluator,
         model="words" if words else config.learner.name, metric=config.task.metric, value=None, status="failed",
-        source_key=source.key, protocol=content_key(protocol), data_hash=dev_hash,
-        steps=0 if words else config.evaluate.steps, pool=config.generate.pool,
+        source_key=source.key, protocol=protocol, data_hash=dev_hash,
+        steps=0 if words or full else config.evaluate.steps, pool=config.generate.pool,
+        dev_rows=config.evaluate.dev_rows,
     )  # fmt: skip
+    n_datasets = n_datasets_of(config)
     cells = [
-        replace(blank, dataset=dataset, seed=seed, key=cell_key(source.key, dataset, protocol, seed))
-        for dataset in range(config.evaluate.n_datasets or config.n_datasets)
+        replace(blank, dataset=dataset, seed=seed, key=cell_key(source.key, dataset, science, seed))
+        for dataset in range(min(config.evaluate.n_datasets or n_datasets, n_datasets))
         for seed in range(config.n_seeds)
     ]
     wanted = config.evaluate.cells

@@ -5,7 +5,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dilm.config import DEVICES, ENGINES, EVALUATORS, METHODS, METRICS, POOLINGS, STAGES, Config
+from dilm.config import (
+    DEVICES,
+    ENGINES,
+    EVALUATORS,
+    METHODS,
+    METRICS,
+    POOLINGS,
+    STAGES,
+    TWO_LABEL_METRICS,
+    Config,
+    TaskConfig,
+)
 from dilm.errors import ConfigError, did_you_mean
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "match.nll_average": ("tokens", "padded"),
     "generate.encoder.embedding": ("cls", "mean", "last"),
     "generate.pool": ("fresh", "shared"),
-    "generate.selection": ("k_centers", "none"),
+    "generate.selection": ("k_centers", "herding", "none"),
     "engine.name": ENGINES,
 }
 
@@ -53,6 +64,7 @@ AT_LEAST_ONE = (
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
+    "evaluate.dev_rows evaluate.full.epochs evaluate.full.batch "
     "task.max_length learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes "
     "launcher.tasks launcher.cpus launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job "
     "site.cpus site.mem_gb site.max_array_size"
@@ -61,6 +73,7 @@ AT_LEAST_ONE = (
 POSITIVE = (
     "checkpoint.minutes "
     "pretrain.optimizer.lr match.optimizer.lr match.learner_optimizer.lr evaluate.optimizer.lr evaluate.head_lr "
+    "evaluate.full.optimizer.lr "
     "match.temperature generate.top_p pretrain.optimizer.clip match.optimizer.clip evaluate.optimizer.clip"
 ).split()
 
@@ -113,10 +126,23 @@ def check(config: Config) -> None:
             f"evaluate.cells names {beyond[0]}, but {wanted or config.n_datasets} data sets x {config.n_seeds} seeds "
             f"have the cells 0 to {n_cells - 1}."
         )
-    if not config.task.fields or len(config.task.labels) < 2:
+    _check_task(config.task)
+
+
+def _check_task(task: TaskConfig) -> None:
+    if not task.fields or len(task.labels) < 2:
+        raise ConfigError(f"task {task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml.")
+    if task.metric in TWO_LABEL_METRICS and len(task.labels) > 2:
         raise ConfigError(
-            f"task {config.task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml."
+            f"task.metric {task.metric!r} is for two labels, and task {task.name!r} has {len(task.labels)}; take "
+            "macro_f1 or accuracy."
         )
+    if task.words and (len(task.words) != len(task.labels) or len(set(task.words)) < len(task.words)):
+        raise ConfigError(
+            f"task.words {task.words} must be {len(task.labels)} different words, one for each of {task.labels}."
+        )
+    if task.hub_labels and not set(task.hub_labels) <= set(range(len(task.labels))):
+        raise ConfigError(f"task.hub_labels {task.hub_labels} must be indices into task.labels {task.labels}.")
 
 
 def _check_engine(config: Config) -> None:

@@ -107,7 +107,7 @@ def one_line(error: Exception) -> str:
 
 def with_fallback(config: Config) -> Config:
     """The configuration with `data.fallback`'s task where the chosen task's rows are nowhere to be had."""
-    if config.data.fallback is None or find_place(config.task, cache_folder(config.cache)) is not None:
+    if config.data.fallback is None or find_place(config.task, "train", cache_folder(config.cache)) is not None:
         return config
     print(f"no rows of task {config.task.name!r} can be had here; taking {config.data.fallback!r}", file=sys.stderr)
     return dataclasses.replace(config, task=load_task(config.data.fallback))
@@ -120,6 +120,23 @@ def load_task(name: str) -> TaskConfig:
         raise ConfigError(f"task {name!r} is unknown.{did_you_mean(name, options_of('task'))}")
     task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(Path(path))))
     return typing.cast(TaskConfig, task)
+
+
+# Keys that change nothing of what a command makes, which an experiment's sweep leaves out for it.
+LATER_KEYS = ("learner", "llm", "evaluator", "evaluate", "icl", "n_seeds")
+UNSWEPT = {"train": ("method", "dpc", "n_datasets", *LATER_KEYS), "generate": LATER_KEYS}
+
+
+def with_sweep(arguments: Sequence[str], command: str = "") -> list[str]:
+    """The keys that an experiment sweeps (`hydra.sweeper.params`), then those given, which stand for theirs."""
+    chosen = [argument for argument in arguments if argument.startswith("experiment=")]
+    if not chosen:
+        return list(arguments)
+    params = composed(chosen, launcher="basic", command=command).hydra.sweeper.params or {}
+    given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
+    unswept = UNSWEPT.get(command, ())
+    swept = [key for key in params if key not in given and key.partition(".")[0].partition("@")[0] not in unswept]
+    return [*(f"{key}={params[key]}" for key in swept), *arguments]
 
 
 def sweep(arguments: Sequence[str]) -> list[list[str]]:

@@ -15,13 +15,15 @@ from dilm.site import LauncherConfig, SiteConfig, request
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
-METHODS = ("random", "k_centers", "lm", "dilm")
-REAL_METHODS = ("random", "k_centers")
+METHODS = ("random", "k_centers", "herding", "rank", "lm", "dilm", "full", "published")  # in the order of tables
+GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
+WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
 STAGES = ("pretrain", "match")
 EVALUATORS = ("finetune", "words")
 ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
-METRICS = ("accuracy", "accuracy_f1")
+METRICS = ("accuracy", "f1", "accuracy_f1", "matthews", "macro_f1")
+TWO_LABEL_METRICS = ("f1", "accuracy_f1")
 POOLINGS = ("model", "mean", "cls")
 
 
@@ -44,16 +46,23 @@ class TaskConfig:
     """A text-classification task: where its rows are and what they mean."""
 
     name: str = "???"
+    results: str = ""  # what evaluations are reported under, where dev is not the usual one; empty: the name
     fields: list[str] = field(default_factory=list)  # text columns, in the order in which they are joined
-    labels: list[str] = field(default_factory=list)  # class names; a row's label is an index into them
-    metric: str = "accuracy"  # accuracy, or accuracy_f1: the mean of accuracy and F1 (QQP)
+    label: str = "label"  # the column of labels: indices into `labels`, or their names
+    labels: list[str] = field(default_factory=list)  # class names
+    words: list[str] = field(default_factory=list)  # of the labels in a prompt; empty: their names
+    metric: str = "accuracy"  # accuracy; f1, of label 1; accuracy_f1, their mean (QQP); matthews; macro_f1
     folder: str = ""  # folder below the data root
     train: str = "train.tsv.gz"
     dev: str = "dev.tsv.gz"
-    path: str | None = None  # a folder with those two files, before any other place
+    path: str | None = None  # a folder with those two files (.tsv, .csv or .jsonl), before any other place
     hub: str | None = None  # id@revision
     hub_config: str | None = None
+    hub_train: str = "train"
     hub_dev: str = "validation"
+    hub_fields: list[str] = field(default_factory=list)  # its columns for `fields`; empty: of the same names
+    hub_label: str = "label"
+    hub_labels: list[int] = field(default_factory=list)  # this task's label for each of the hub's; empty: the same
     package: str | None = None  # rows inside a registry package: name==version
     sha256: str | None = None  # of that package's file
     built: str | None = None  # rows made in code
@@ -165,9 +174,26 @@ class GenerateConfig:
     real_candidates: int | None = None  # real texts among which real methods choose; null: all
     oversample: int = 100  # candidates a class for each text kept, with pool=fresh
     unit_embeddings: bool = False  # K-centers among embeddings of length one, as sentence encoders are trained for
-    selection: str = "k_centers"  # k_centers, or none: the first dpc candidates
+    selection: str = "k_centers"  # of written texts: k_centers, herding, or none, the first dpc candidates
     top_p: float = 0.95
     batch: int = 256  # texts written at a time
+
+
+@dataclass
+class PublishedConfig:
+    """Data sets that somebody else published (method=published)."""
+
+    path: str | None = None  # a folder of *.jsonl, one data set a file; a line has the task's fields and `labels`
+    name: str = "published"  # what tables call them
+
+
+@dataclass
+class FullConfig:
+    """How a learner is trained on the whole training set (method=full)."""
+
+    epochs: int = 3
+    batch: int = 32
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-5))
 
 
 @dataclass
@@ -178,6 +204,8 @@ class EvaluateConfig:
     batch: int = 64
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
     head_lr: float = 1e-2  # learning rate where the encoder is frozen and the head alone is trained
+    full: FullConfig = field(default_factory=FullConfig)
+    dev_rows: int | None = None  # a stratified sample of dev, the same for every method; null: all rows
     n_datasets: int | None = None  # data sets that are evaluated; null: all
     cells: list[int] | None = None  # data set x n_seeds + seed of the cells to evaluate; null: all
 
@@ -213,6 +241,7 @@ class Config:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -220,6 +249,7 @@ class Config:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     stages: list[str] = field(default_factory=lambda: ["pretrain", "match"])  # what `train` runs
     method: str = "dilm"
+    variant: str = ""  # what tables call this way of doing the method, behind its name
     evaluator: str = "finetune"  # the learner; or words, a linear model of word counts: no torch, no download
     dpc: int = 20  # texts a class
     n_datasets: int = 20

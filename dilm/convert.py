@@ -7,6 +7,8 @@ import copy
 import fnmatch
 import importlib.util
 import json
+import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "model*.safetensors"
+PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # weights of older models on the hub
 VOCABULARIES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 MODEL_FILES = (
     "config.json",
@@ -49,6 +52,46 @@ def require_readers(name: str, form: str) -> None:
             f"{name}: its format, {form}, needs {' and '.join(missing)}, not installed here; "
             "run pip install 'dilm[models]'."
         )
+
+
+def link_folder(name: str, folder: Path, target: Path) -> None:
+    """Link or copy a model's files; weights that are pickles alone become safetensors."""
+    for file in matching(folder, MODEL_FILES):
+        try:
+            os.link(file.resolve(), target / file.name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file, target / file.name)
+    if not matching(target, (WEIGHTS,)):
+        pickles_to_safetensors(name, folder, target)
+
+
+def pickles_to_safetensors(name: str, folder: Path, target: Path) -> None:
+    """Write the tensors of `pytorch_model*.bin`, and no more of it: what else a pickle holds is refused unread.
+
+    Raises SourceError for such a file.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    for file in matching(folder, PICKLES[:1]):
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise SourceError(f"{name}: {file.name} holds more than tensors, or is damaged ({reason}).") from error
+        # Copies, since tied weights share memory, which safetensors refuses.
+        copies = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
+        save_file(copies, target / _safe(file.name), metadata={"format": "pt"})
+    index = folder / "pytorch_model.bin.index.json"
+    if index.is_file():
+        told = json.loads(index.read_text(encoding="utf-8"))
+        told["weight_map"] = {key: _safe(file) for key, file in told["weight_map"].items()}
+        (target / "model.safetensors.index.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _safe(name: str) -> str:
+    """`model-00001-of-00002.safetensors` for `pytorch_model-00001-of-00002.bin`."""
+    return name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
 
 
 def gguf_to_folder(weights: Path, target: Path) -> None:

@@ -1,16 +1,11 @@
-"""Tables of labelled texts: where a task's rows are found, how they are read, and one index by label."""
+"""Where a task's rows are found, and how they are cut."""
 
 import gzip
-import hashlib
 import io
-import itertools
 import json
 import os
 import tarfile
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +15,7 @@ from dilm.errors import DataError, SourceError
 from dilm.files import write_bytes
 from dilm.keys import content_key, derive_seed
 from dilm.sources import fetch_package, hub_reachable
+from dilm.tables import TextTable, read_table, table
 from dilm.text import fold_space
 from dilm.tiny import tiny_rows
 
@@ -30,87 +26,6 @@ TINY_ROWS = {"train": 1200, "dev": 300}
 
 
 @dataclass(frozen=True)
-class TextTable:
-    """Rows of labelled texts. A text is a tuple with one string a field."""
-
-    fields: tuple[str, ...]
-    texts: list[tuple[str, ...]]
-    labels: np.ndarray  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> "TextTable":
-        """The rows with these indices, in this order."""
-        return replace(self, texts=[self.texts[row] for row in rows], labels=self.labels[np.asarray(rows, dtype=int)])
-
-    @cached_property
-    def rows_by_label(self) -> dict[int, np.ndarray]:
-        """Row indices of each label, ascending; made by one stable sort."""
-        order = np.argsort(self.labels, kind="stable")
-        present, starts = np.unique(self.labels[order], return_index=True)
-        return {int(label): rows for label, rows in zip(present, np.split(order, starts)[1:], strict=True)}
-
-    @cached_property
-    def content_hash(self) -> str:
-        """SHA-256 over fields, texts and labels, whatever file they came from."""
-        digest = hashlib.sha256()
-        rows = ([*text, str(int(label))] for text, label in zip(self.texts, self.labels, strict=True))
-        for row in itertools.chain([list(self.fields)], rows):
-            for value in row:
-                encoded = value.encode("utf-8", "surrogatepass")
-                digest.update(b"%d:%b" % (len(encoded), encoded))  # with its length, so that nothing runs together
-            digest.update(b"\n")
-        return digest.hexdigest()
-
-
-def table(fields: Sequence[str], texts: list[tuple[str, ...]], labels: Sequence[int] | np.ndarray) -> TextTable:
-    """A table from plain lists."""
-    return TextTable(tuple(fields), texts, np.asarray(labels, dtype=np.int64))
-
-
-def read_tsv(path: Path, task: TaskConfig) -> TextTable:
-    """Read a TSV file (plain or .gz; header; no quoting; label last). Raises DataError with file and line."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            raw = stream.read()
-    except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: can't be read ({error}). Fetch the file again.") from error
-    lines = raw.split(b"\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    expected = [*task.fields, "label"]
-    if not lines or lines[0].decode("utf-8", "replace").rstrip("\r").split("\t") != expected:
-        found = lines[0].decode("utf-8", "replace")[:80] if lines else "an empty file"
-        raise DataError(
-            f"{path}, line 1: the header is {found!r}; it must be {chr(9).join(expected)!r} (tab-separated)."
-        )
-    texts, labels = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        *text, label = _parse_line(line, task, f"{path}, line {number}")
-        texts.append(tuple(text))
-        labels.append(int(label))
-    return table(task.fields, texts, labels)
-
-
-def _parse_line(line: bytes, task: TaskConfig, where: str) -> list[str]:
-    try:
-        values = line.decode("utf-8").rstrip("\r").split("\t")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from error
-    if len(values) != len(task.fields) + 1:
-        raise DataError(f"{where}: {len(values)} tab-separated values; there must be {len(task.fields) + 1}.")
-    if not values[-1].isdecimal() or int(values[-1]) >= len(task.labels):
-        raise DataError(
-            f"{where}: label {values[-1]!r}; it must be 0 to {len(task.labels) - 1} ({', '.join(task.labels)})."
-        )
-    for name, text in zip(task.fields, values, strict=False):
-        if not text.strip():
-            raise DataError(f"{where}: field {name!r} is empty; remove the row.")
-    return values
-
-
-@dataclass(frozen=True)
 class Place:
     """Where a task's rows were found: kind (folder, hub, package, built) and, for people, which."""
 
@@ -118,35 +33,36 @@ class Place:
     where: str
 
 
-def find_place(task: TaskConfig, cache: Path) -> Place | None:
-    """The first place that has the task's rows: path, $DILM_DATA, ../shared/data, then package, code or the hub.
+def find_place(task: TaskConfig, split: str, cache: Path) -> Place | None:
+    """The first place that has a split: path, $DILM_DATA, ../shared/data, then code, package or the hub.
 
-    What was fetched from the hub once is in the cache, and needs no hub.
+    A folder of the task that lacks the split's file is passed over where another place has it. What was fetched from
+    the hub once is in the cache, and needs no hub.
     """
     if task.path is not None:
         return Place("folder", task.path)
     roots = [Path(os.environ["DILM_DATA"])] if os.environ.get("DILM_DATA") else []
-    for root in [*roots, SHARED_DATA]:
-        if task.folder and (root / task.folder).is_dir():
-            return Place("folder", str(root / task.folder))
+    folders = [root / task.folder for root in [*roots, SHARED_DATA] if task.folder and (root / task.folder).is_dir()]
+    for folder in folders:
+        if _file_in(folder, task, split) is not None:
+            return Place("folder", str(folder))
     if task.built is not None:
         return Place("built", task.built)
     if task.package is not None:
         return Place("package", task.package)
-    fetched = task.hub is not None and all(_hub_file(task, split, cache).is_file() for split in ("train", "dev"))
-    if fetched or (task.hub is not None and hub_reachable()):
+    if task.hub is not None and (_hub_file(task, split, cache).is_file() or hub_reachable()):
         return Place("hub", str(task.hub))
-    return None
+    return Place("folder", str(folders[0])) if folders else None
 
 
 def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
     """The rows of split `train` or `dev`. Raises DataError or SourceError."""
-    place = find_place(task, cache)
+    place = find_place(task, split, cache)
     if place is None:
         tried = f"task.path is not set, $DILM_DATA and {SHARED_DATA.parent.name}/data have no {task.folder!r}"
         raise DataError(f"task {task.name!r}: no rows found: {tried}, and the hub can't be reached. Set one of them.")
     if place.kind == "folder":
-        rows = read_tsv(_split_file(Path(place.where), task, split), task)
+        rows = read_table(_split_file(Path(place.where), task, split), task)
     elif place.kind == "built":
         texts, labels = tiny_rows(split, TINY_ROWS[split])
         rows = table(task.fields, [(text,) for text in texts], labels)
@@ -162,11 +78,12 @@ def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
 
 def split_hash(task: TaskConfig, split: str, cache: Path) -> str:
     """The content hash of a split, remembered for a file that hasn't changed: reading a large one takes seconds."""
-    place = find_place(task, cache)
+    place = find_place(task, split, cache)
     identity: dict[str, object] = {
         "reader": READER_VERSION,
         "split": split,
         "fields": task.fields,
+        "label": task.label,
         "labels": task.labels,
     }
     if place is not None and place.kind == "folder":
@@ -176,7 +93,7 @@ def split_hash(task: TaskConfig, split: str, cache: Path) -> str:
     elif place is not None and place.kind == "package":
         identity |= {"package": task.package, "sha256": task.sha256}
     elif place is not None and place.kind == "hub" and "@" in str(task.hub):
-        identity |= {"hub": task.hub, "config": task.hub_config, "dev": task.hub_dev}
+        identity |= _hub_identity(task, split)
     else:
         return load_split(task, split, cache).content_hash
     remembered = cache / "hashes" / content_key(identity)
@@ -188,20 +105,44 @@ def split_hash(task: TaskConfig, split: str, cache: Path) -> str:
         return found
 
 
+def _file_name(task: TaskConfig, split: str) -> str:
+    return task.train if split == "train" else task.dev
+
+
+def _file_in(folder: Path, task: TaskConfig, split: str) -> Path | None:
+    name = _file_name(task, split)
+    return next((file for file in (folder / name, folder / name.removesuffix(".gz")) if file.is_file()), None)
+
+
 def _split_file(folder: Path, task: TaskConfig, split: str) -> Path:
-    name = task.train if split == "train" else task.dev
-    for candidate in (folder / name, folder / name.removesuffix(".gz")):
-        if candidate.is_file():
-            return candidate
-    raise DataError(
-        f"{folder / name}: there is no such file. Put it there, or set task.path to the folder that has it."
-    )
+    found = _file_in(folder, task, split)
+    if found is None:
+        raise DataError(
+            f"{folder / _file_name(task, split)}: there is no such file. Put it there, or set task.path to the folder "
+            "that has it."
+        )
+    return found
+
+
+def _hub_split(task: TaskConfig, split: str) -> str:
+    return task.hub_train if split == "train" else task.hub_dev
+
+
+def _hub_identity(task: TaskConfig, split: str) -> dict[str, object]:
+    """What determines a split of the hub's."""
+    return {
+        "hub": task.hub,
+        "config": task.hub_config,
+        "split": _hub_split(task, split),
+        "columns": [*(task.hub_fields or task.fields), task.hub_label],
+        "labels": task.hub_labels,
+    }
 
 
 def _hub_file(task: TaskConfig, split: str, cache: Path) -> Path:
     """Where a split from the hub is kept: gzipped JSON lines of texts and label."""
-    source = {"reader": READER_VERSION, "hub": task.hub, "config": task.hub_config, "fields": task.fields}
-    return cache / "data" / content_key(source | {"split": split, "dev": task.hub_dev}) / f"{split}.jsonl.gz"
+    key = content_key({"reader": READER_VERSION, "fields": task.fields} | _hub_identity(task, split))
+    return cache / "data" / key / f"{split}.jsonl.gz"
 
 
 def _hub_rows(task: TaskConfig, split: str, cache: Path) -> TextTable:
@@ -219,14 +160,18 @@ def _fetch_hub_rows(task: TaskConfig, split: str) -> tuple[list[tuple[str, ...]]
     from datasets import load_dataset  # heavy, and needed for the hub alone
 
     identity, _, revision = str(task.hub).partition("@")
-    name = "train" if split == "train" else task.hub_dev
     try:
-        rows = load_dataset(identity, task.hub_config, split=name, revision=revision or None)
+        rows = load_dataset(identity, task.hub_config, split=_hub_split(task, split), revision=revision or None)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SourceError(f"task {task.name!r}: {task.hub} can't be loaded from the hub ({reason}).") from error
-    columns = [rows[field] for field in task.fields]
-    return [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)], list(rows["label"])
+    wanted = [*(task.hub_fields or task.fields), task.hub_label]
+    if missing := [name for name in wanted if name not in rows.column_names]:
+        known = ", ".join(rows.column_names)
+        raise SourceError(f"task {task.name!r}: {task.hub} has no column {missing[0]!r}, but {known}.")
+    columns = [rows[name] for name in wanted[:-1]]
+    labels = [task.hub_labels[label] if task.hub_labels else label for label in rows[task.hub_label]]
+    return [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)], labels
 
 
 MOVIE_SNIPPETS = "movieReviewSnippets_GroundTruth.txt"
@@ -283,6 +228,11 @@ def load_corpus(task: TaskConfig, data: DataConfig, cache: Path) -> Corpus:
     held_out = stratified_rows(rows, data.valid_rows, derive_seed("valid", task.name))
     kept = np.setdiff1d(np.arange(len(rows)), held_out)
     return Corpus(rows.take(kept), rows.take(held_out), rows.content_hash)
+
+
+def sampled_dev(dev: TextTable, n: int | None, task: str) -> TextTable:
+    """A stratified sample of a task's dev rows, the same for all that is scored; all of them where n is None."""
+    return dev if n is None or n >= len(dev) else dev.take(stratified_rows(dev, n, derive_seed("dev sample", task)))
 
 
 def stratified_rows(rows: TextTable, n: int, seed: int) -> np.ndarray:

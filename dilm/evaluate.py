@@ -11,11 +11,7 @@ def run(config: Config) -> None:
     outcome = evaluate.run(config)
     mean = f", mean {config.task.metric} {sum(outcome.values) / len(outcome.values):.1f}" if outcome.values else ""
     elsewhere = f", {outcome.elsewhere} with other jobs" if outcome.elsewhere else ""
-    protocol = f"{config.learner.name}{' (frozen)' if config.learner.freeze_encoder else ''}"
-    print(
-        f"{config.task.name} {config.method} dpc {config.dpc} {protocol}: "
-        f"{outcome.done} cells evaluated{mean}, {outcome.found} found{elsewhere}"
-    )
+    print(f"{outcome.title}: {outcome.done} cells evaluated{mean}, {outcome.found} found{elsewhere}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The learner as evaluator: trained afresh on each tiny data set, as a whole or its head alone (paper, section 4.1)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +11,34 @@ from torch import Tensor, nn
 
 from dilm.clustering import plain_batches
 from dilm.config import Config, OptimizerConfig
-from dilm.data import TextTable
 from dilm.device import pick_device, seeded
 from dilm.engine import TorchEngine
 from dilm.features import FeatureStore
 from dilm.keys import derive_seed
 from dilm.learner import Learner, build_learner, forward_all, text_loss
 from dilm.results import Predict
+from dilm.tables import TextTable
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a learner is trained on a data set."""
+
+    steps: int
+    batch: int
+    optimizer: OptimizerConfig
+
+
+def schedule_of(config: Config, n_texts: int) -> Schedule:
+    """Steps, batch and optimizer for a data set of so many texts: `method=full` has a schedule of its own."""
+    settings = config.evaluate
+    found = Schedule(settings.steps, settings.batch, settings.optimizer)
+    if config.method == "full":
+        full = settings.full
+        found = Schedule(full.epochs * -(-n_texts // full.batch), full.batch, full.optimizer)
+    if config.learner.freeze_encoder:
+        found = replace(found, optimizer=replace(found.optimizer, lr=settings.head_lr))
+    return found
 
 
 def finetuned(config: Config, datasets: list[TextTable], dev: TextTable, cache: Path) -> Predict:
@@ -35,14 +57,14 @@ def finetuned(config: Config, datasets: list[TextTable], dev: TextTable, cache: 
 
 def train_learner(learner: Learner, dataset: TextTable, config: Config, names: tuple[str | int, ...]) -> None:
     """Train a fresh learner on a tiny data set, dropout on."""
-    settings = config.evaluate
+    schedule = schedule_of(config, len(dataset))
     learner.fresh(*names)
     tokens = learner.tokenize(dataset.texts)
-    engine = TorchEngine(learner, settings.optimizer, settings.steps)
-    batches = _batches(len(dataset), settings.batch, names)
+    engine = TorchEngine(learner, schedule.optimizer, schedule.steps)
+    batches = _batches(len(dataset), schedule.batch, names)
     learner.train()
     with seeded(derive_seed("dropout", *names), learner.device):
-        for _ in range(settings.steps):
+        for _ in range(schedule.steps):
             rows = next(batches)
             drawn = [tokens[row] for row in rows]
             engine.step(partial(text_loss, learner, drawn, dataset.labels[rows], config.precision))
@@ -69,19 +91,18 @@ def frozen(config: Config, datasets: list[TextTable], dev: TextTable, cache: Pat
 
 def train_head(features_BD: Tensor, labels_B: np.ndarray, config: Config, names: tuple[str | int, ...]) -> nn.Linear:
     """A linear classifier trained by the learner's own schedule, with the head's learning rate."""
-    settings = config.evaluate
-    optimizer = OptimizerConfig(**{**vars(settings.optimizer), "lr": settings.head_lr})
+    schedule = schedule_of(config, len(labels_B))
     with seeded(derive_seed("head", *names), torch.device("cpu")):
         head = nn.Linear(features_BD.shape[1], len(config.task.labels))
         nn.init.normal_(head.weight, std=0.02)
-    engine = TorchEngine(head, optimizer, settings.steps)
-    batches = _batches(len(labels_B), settings.batch, names)
+    engine = TorchEngine(head, schedule.optimizer, schedule.steps)
+    batches = _batches(len(labels_B), schedule.batch, names)
     labels = torch.as_tensor(labels_B)
 
     def head_loss(features: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(head(features), targets)
 
-    for _ in range(settings.steps):
+    for _ in range(schedule.steps):
         rows = torch.as_tensor(next(batches))
         engine.step(partial(head_loss, features_BD[rows], labels[rows]))
     return head

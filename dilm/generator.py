@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dilm.config import GeneratorConfig, TaskConfig
-from dilm.data import TextTable
 from dilm.device import attention
 from dilm.errors import ConfigError
+from dilm.tables import TextTable
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, write_tokens
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dilm import launcher, plan, runner
 from dilm.checks import COMMANDS, typed
-from dilm.compose import checked, with_fallback
+from dilm.compose import checked, with_fallback, with_sweep
 from dilm.config import CONF_FOLDER, Config, attach
 from dilm.errors import DilmError, MissingArtifactError
 from dilm.jobs import DONE, Call
@@ -42,7 +42,10 @@ def _main(about: str, run: Callable[[Config], None], recorder: Recorder) -> None
     OmegaConf.register_new_resolver("dilm_about", lambda: about, replace=True)
     OmegaConf.register_new_resolver("dilm_command", lambda: f"python -m dilm.{command}", replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
-    sys.argv[1:] = [*checked(sys.argv[1:]), f"hydra.job.name={command}"]  # which Hydra takes for `launch`
+    arguments = checked(sys.argv[1:])
+    if {"-m", "--multirun"} & set(arguments):  # Hydra would sweep an experiment's keys beside those given
+        arguments = [*with_sweep(arguments, command), "hydra.sweeper.params=null"]
+    sys.argv[1:] = [*arguments, f"hydra.job.name={command}"]  # which Hydra takes for `launch`
     if runner.rank():
         sys.argv.append("hydra.output_subdir=null")  # the main rank writes Hydra's files
 

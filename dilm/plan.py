@@ -9,19 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dilm.artifacts import (
-    Artifact,
-    candidates_artifact,
-    dataset_artifact,
-    generator_artifact,
-    match_artifact,
-    pretrain_artifact,
-)
+from dilm.artifacts import Artifact
 from dilm.cells import evaluation_cells
-from dilm.config import REAL_METHODS, Config
+from dilm.config import GENERATOR_METHODS, Config
 from dilm.data import split_hash
 from dilm.errors import DilmError
 from dilm.jobs import DONE, FAILED, Call, Verdict, judge
+from dilm.lineage import candidates_artifact, dataset_artifact, generator_artifact, match_artifact, pretrain_artifact
 from dilm.results import Row, read_rows, rows_folder
 from dilm.sources import cache_folder
 
@@ -93,7 +87,7 @@ def _artifact_unit(
 
 
 def _pretrain(overrides: tuple[str, ...], config: Config) -> Unit | None:
-    if config.method in REAL_METHODS:
+    if config.method not in GENERATOR_METHODS:
         return None
     return _artifact_unit("pretrain", overrides, config, pretrain_artifact(config, _hash(config)), ())
 
@@ -101,16 +95,17 @@ def _pretrain(overrides: tuple[str, ...], config: Config) -> Unit | None:
 def _match(overrides: tuple[str, ...], config: Config) -> Unit | None:
     data_hash = _hash(config)
     wanted = match_artifact(config, data_hash)
-    if config.method in REAL_METHODS or generator_artifact(config, data_hash) != wanted:
+    if config.method not in GENERATOR_METHODS or generator_artifact(config, data_hash) != wanted:
         return None
     return _artifact_unit("match", overrides, config, wanted, (named(pretrain_artifact(config, data_hash)),))
 
 
 def _generate(overrides: tuple[str, ...], config: Config) -> Unit:
     data_hash = _hash(config)
-    real = config.method in REAL_METHODS
-    needs = () if real else (named(generator_artifact(config, data_hash)),)
-    group = "" if real else named(candidates_artifact(config, data_hash))
+    if config.method not in GENERATOR_METHODS:
+        return _artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), ())
+    needs = (named(generator_artifact(config, data_hash)),)
+    group = named(candidates_artifact(config, data_hash))
     return _artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), needs, group)
 
 

@@ -12,7 +12,7 @@ def run(config: Config) -> None:
     cache = cache_folder(config.cache)
     for split in ("train", "dev"):
         rows = load_split(config.task, split, cache)
-        place = find_place(config.task, cache)
+        place = find_place(config.task, split, cache)
         print(f"task {config.task.name}: {len(rows)} {split} rows ({place.kind if place else '?'})")
     models = (config.generator, config.match.learner, config.generate.encoder, config.learner, config.llm)
     folders = {model_folder(model.name, model.source, cache): model.name for model in models if model.name}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from dilm import claims
-from dilm.data import TextTable
 from dilm.files import disk_full_named
 from dilm.keys import content_key
+from dilm.tables import TextTable
 
 SCHEMA = 1
 Predict = Callable[[TextTable, tuple[str | int, ...]], np.ndarray]  # data set, names of its seed -> dev labels
@@ -40,12 +40,13 @@ class Row:
     value: float | None  # in percent
     status: str  # done, failed
     source_key: str  # of the data sets
-    protocol: str  # key of the evaluation's settings
+    protocol: str  # key of the evaluation's settings; of method=full, and behind a slash that of its own
     data_hash: str  # of the dev rows
     metrics: dict[str, float] = field(default_factory=dict)  # every metric, in percent
     steps: int = 0
     seconds: float = 0.0
     error: str | None = None
+    dev_rows: int | None = None  # of a sample of dev; None: all
     pool: str = ""  # fresh or shared: whether the data sets are independent
     schema: int = SCHEMA
     host: str = ""

@@ -31,6 +31,23 @@ def k_centers(embeddings_ND: Tensor, k: int, seed: int) -> np.ndarray:
     return np.array(chosen)
 
 
+def herding(embeddings_ND: Tensor, k: int) -> np.ndarray:
+    """Herding (Welling 2009): texts in turn, each the one that brings the mean of the chosen nearest that of all.
+
+    Deterministic; of equally near texts the first is taken. Raises ValueError where k > N.
+    """
+    _enough(len(embeddings_ND), k)
+    wide_ND = embeddings_ND.double()
+    mean_D, sum_D = wide_ND.mean(0), torch.zeros_like(wide_ND[0])
+    chosen: list[int] = []
+    for size in range(1, k + 1):
+        distances_N = ((sum_D + wide_ND) / size - mean_D).square().sum(1)
+        distances_N[chosen] = torch.inf
+        chosen.append(int(distances_N.argmin()))
+        sum_D += wide_ND[chosen[-1]]
+    return np.array(chosen)
+
+
 def _enough(n: int, k: int) -> None:
     if k > n:
         raise ValueError(f"{k} of {n} texts can't be chosen")

@@ -15,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dilm.data import TextTable
 from dilm.errors import ShardError
 from dilm.files import read_json, sha256_file, write_bytes, write_json
+from dilm.tables import TextTable
 
 SCHEMA = 1
 ROWS_PER_SHARD = 100_000

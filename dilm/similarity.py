@@ -15,12 +15,13 @@ from torch import Tensor
 
 from dilm.clustering import plain_batches
 from dilm.config import Config
-from dilm.data import Corpus, TextTable
+from dilm.data import Corpus
 from dilm.engine import TorchEngine
 from dilm.generator import Generator
 from dilm.keys import derive_seed
 from dilm.learner import Learner, label_means, text_gradients, text_loss
 from dilm.streams import candidate_rows
+from dilm.tables import TextTable
 from dilm.writer import Writer
 
 REAL_DPC = 500  # real texts a class that stand for the corpus

@@ -9,7 +9,6 @@ import functools
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,14 @@ from dilm.convert import (
     CONVERSION_VERSION,
     FORMATS,
     MODEL_FILES,
+    PICKLES,
     VOCABULARIES,
     WEIGHTS,
     extract_file,
     extract_folder,
     gguf_to_folder,
     join_parts,
+    link_folder,
     matching,
     onnx_to_folder,
     require_readers,
@@ -242,21 +243,20 @@ def _fill_from_hub(name: str, hub: str, target: Path) -> None:
                 f"{name}: hub model {hub} isn't here and the hub can't be reached. {ELSEWHERE}, {INSTEAD}."
             )
         snapshot = _hub_download(name, hub)
-    for file in matching(snapshot, MODEL_FILES):
-        try:
-            os.link(file.resolve(), target / file.name)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(file, target / file.name)
+    link_folder(name, snapshot, target)
 
 
-def _snapshot(hub: str, *, local: bool) -> Path:
+def _snapshot(hub: str, *, local: bool, wanted: tuple[str, ...] = MODEL_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, revision = hub.split("@")
-    wanted = list(MODEL_FILES)
     return Path(
         snapshot_download(
-            repository, revision=revision, local_files_only=local, allow_patterns=wanted, ignore_patterns=["*/*"]
+            repository,
+            revision=revision,
+            local_files_only=local,
+            allow_patterns=list(wanted),
+            ignore_patterns=["*/*"],
         )
     )
 
@@ -269,12 +269,14 @@ def _hub_snapshot(hub: str) -> Path | None:
         folder = _snapshot(hub, local=True)
     except LocalEntryNotFoundError:
         return None
-    return None if _missing(folder) else folder
+    lacks_weights_alone = _missing(folder) == ["model.safetensors"] and matching(folder, PICKLES)
+    return None if _missing(folder) and not lacks_weights_alone else folder
 
 
 def _hub_download(name: str, hub: str) -> Path:
     try:
-        return _snapshot(hub, local=False)
+        folder = _snapshot(hub, local=False)
+        return folder if matching(folder, (WEIGHTS,)) else _snapshot(hub, local=False, wanted=PICKLES)
     except Exception as error:  # of several libraries; one that is not the user's to mend still names its cause
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -46,13 +46,14 @@ def summarise(values: np.ndarray, datasets: np.ndarray) -> Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """One method against another on the same data-set indices."""
+    """One method against another: by the same data-set indices where it is paired."""
 
     mean: float
     low: float
     high: float
-    p_value: float  # two-sided paired permutation test
+    p_value: float  # two-sided paired permutation test; NaN: not paired, or a single data set
     n_datasets: int
+    p_holm: float = float("nan")  # corrected for the number of tests it is one of
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
@@ -69,3 +70,20 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
             rng=np.random.default_rng(0),
         ).pvalue
     return Difference(float(differences.mean()), low, high, float(p_value), len(differences))
+
+
+def distance(upper: np.ndarray, means: np.ndarray) -> Difference:
+    """Mean score of `upper` (models of one data set) minus the mean of `means` (n,), with the latter's interval."""
+    low, high = bootstrap_interval(means)
+    top = float(upper.mean())
+    return Difference(top - float(means.mean()), top - high, top - low, float("nan"), len(means))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p values corrected for their number by Holm's step-down method, in their order; NaN stay and don't count."""
+    corrected = np.full(len(p_values), np.nan)
+    tested = np.flatnonzero(~np.isnan(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1)
+    return corrected

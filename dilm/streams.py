@@ -10,13 +10,13 @@ from torch import Tensor
 
 from dilm.clustering import diverse_batches, k_means, plain_batches
 from dilm.config import MatchConfig
-from dilm.data import TextTable
 from dilm.errors import DataError
 from dilm.features import FeatureStore
 from dilm.generator import Generator
 from dilm.keys import Names, derive_seed
 from dilm.learner import Learner, forward_all
 from dilm.selection import k_centers
+from dilm.tables import TextTable
 from dilm.world import ALONE, World
 from dilm.writer import Writer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dilm import jobs, slurm
-from dilm.compose import Composer, checked, sweep
+from dilm.compose import Composer, checked, sweep, with_sweep
 from dilm.config import Config
 from dilm.errors import ConfigError, MissingArtifactError
 from dilm.jobs import Call, Verdict
@@ -64,7 +64,7 @@ def stages_named(names: str) -> list[str]:
 def plan_study(stages: Sequence[str], arguments: Sequence[str]) -> Study:
     """Plan the stages of every combination of keys. Raises DilmError before anything is queued."""
     composer = Composer()
-    configs = [(overrides, composer.config(overrides)) for overrides in sweep(checked(arguments))]
+    configs = [(overrides, composer.config(overrides)) for overrides in sweep(with_sweep(checked(arguments)))]
     root = _one_root(configs)
     standing = Standing(root) if configs[0][1].force else standing_of(root)
     units = {stage: units_of(stage, configs) for stage in stages if stage != "collect"}

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from dilm.clustering import plain_batches
 from dilm.config import MatchConfig
-from dilm.data import TextTable
 from dilm.device import seeded
 from dilm.engine import TorchEngine
 from dilm.errors import TrainingError
 from dilm.keys import Names, derive_seed
 from dilm.learner import Learner, text_loss
 from dilm.streams import skip
+from dilm.tables import TextTable
 from dilm.world import World
 
 

@@ -8,9 +8,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 
-from dilm.data import TextTable
 from dilm.keys import derive_seed
 from dilm.results import Predict
+from dilm.tables import TextTable
 
 SEEDS = 1 << 32  # numpy's
 

@@ -11,8 +11,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
-errors keys signals files site config checks text convert tiny sources data slurm claims artifacts shards results cells
-statistics tracking mlflow_store jobs compose plan runner submit study status launcher
+errors keys signals files site config checks text convert tiny sources tables data slurm claims artifacts published
+lineage shards results cells statistics summaries tracking plots mlflow_store jobs compose plan runner submit study
+status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
 trajectory similarity finetune

@@ -72,11 +72,11 @@ def measure_engine(steps: int, keys: list[str]) -> None:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from dilm.artifacts import pretrain_artifact
     from dilm.checks import typed
     from dilm.config import CONF_FOLDER, attach
     from dilm.data import load_corpus
     from dilm.engine import check_engine
+    from dilm.lineage import pretrain_artifact
     from dilm.sources import cache_folder
     from dilm.stages.pretrain import Pretraining
     from dilm.world import joined

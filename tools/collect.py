@@ -10,7 +10,8 @@ from rich.table import Table as RichTable
 from dilm.errors import MissingArtifactError
 from dilm.results import rows_folder
 from dilm.runner import run_tool
-from dilm.stages.collect import Table, cell_text, run
+from dilm.stages.collect import cell_text, run
+from dilm.summaries import Table
 
 
 def main(arguments: list[str]) -> None:

@@ -17,11 +17,11 @@ METHODS = ("lm", "dilm")  # before and after
 
 def run(config: Config) -> None:
     """Print the similarity of both methods' candidates to the real gradient, and the difference, with intervals."""
-    from dilm.artifacts import candidates_artifact
     from dilm.data import load_corpus
     from dilm.device import pick_device
     from dilm.keys import derive_seed
     from dilm.learner import build_learner
+    from dilm.lineage import candidates_artifact
     from dilm.similarity import SimilarityMonitor
     from dilm.sources import cache_folder
 

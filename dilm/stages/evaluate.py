@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from dilm import signals
-from dilm.artifacts import dataset_artifact
 from dilm.cells import evaluation_cells
 from dilm.config import Config
-from dilm.data import TextTable, load_split, split_hash
+from dilm.data import load_split, sampled_dev, split_hash
 from dilm.errors import CellsFailedError, DilmError
+from dilm.lineage import dataset_artifact
 from dilm.metrics import score
 from dilm.results import Predict, Row, RowLog, RowWriter, claimed_cell
 from dilm.shards import read_shards
 from dilm.sources import cache_folder
+from dilm.tables import TextTable
 from dilm.tracking import Progress
 
 POLL_SECONDS = 1.0
@@ -30,6 +31,7 @@ POLL_SECONDS = 1.0
 class Outcome:
     """How many cells were evaluated now, were there already, are with another job, and failed."""
 
+    title: str  # task, data sets, and what learnt from them
     done: int
     found: int
     elsewhere: int
@@ -46,13 +48,14 @@ def run(config: Config) -> Outcome:
     done = log.begin(config.force)
     missing = [cell for cell in cells if cell.key not in done]
     if not missing:
-        return Outcome(0, len(cells), 0, [])
+        return Outcome(title_of(cells[0]), 0, len(cells), 0, [])
     numbers = sorted({cell.dataset for cell in missing})
     datasets = {number: shards.table.take(np.flatnonzero(shards.dataset == number)) for number in numbers}
-    predict = _predictor(config, list(datasets.values()), dev, cache)
+    scored = sampled_dev(dev, config.evaluate.dev_rows, config.task.name)
+    predict = _predictor(config, list(datasets.values()), scored, cache)
 
     def evaluate_one(cell: Row) -> Row:
-        return _evaluate_cell(config, cell, datasets[cell.dataset], dev, predict)
+        return _evaluate_cell(config, cell, datasets[cell.dataset], scored, predict)
 
     return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
 
@@ -68,6 +71,12 @@ def _predictor(config: Config, datasets: list[TextTable], dev: TextTable, cache:
     return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, datasets, dev, cache)
 
 
+def title_of(cell: Row) -> str:
+    """What a cell is one of: task, method and size, and what learns from the data sets."""
+    size = f" dpc {cell.dpc}" if cell.dpc else ""
+    return f"{cell.task} {cell.method}{size}, {cell.model} ({cell.evaluator})"
+
+
 def _evaluate_all(
     config: Config, cells: list[Row], evaluate_one: Callable[[Row], Row], log: RowLog, found: int
 ) -> Outcome:
@@ -75,8 +84,7 @@ def _evaluate_all(
     writer = RowWriter(Path(config.root))
     rows: list[Row] = []
     left, pending = cells, len(cells)
-    title = f"evaluate {config.method} dpc {config.dpc} {cells[0].model} ({cells[0].evaluator})"
-    with Progress(len(cells), title) as bar:
+    with Progress(len(cells), f"evaluate {title_of(cells[0])}") as bar:
         while left:
             skipped = []
             for cell in left:
@@ -96,7 +104,8 @@ def _evaluate_all(
             f"{len(errors)} of {len(cells)} cells failed; the first: {errors[0]}. Their rows are in {writer.path}; "
             "the same command evaluates them again."
         )
-    return Outcome(len(rows), found, len(cells) - len(rows), [row.value for row in rows if row.value is not None])
+    values = [row.value for row in rows if row.value is not None]
+    return Outcome(title_of(cells[0]), len(rows), found, len(cells) - len(rows), values)
 
 
 def _claim_and_evaluate(

@@ -5,23 +5,28 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dilm import signals
-from dilm.artifacts import Artifact, candidates_artifact, dataset_artifact, generator_artifact, make
-from dilm.config import REAL_METHODS, Config, plain
-from dilm.data import Corpus, TextTable, load_corpus, table
+from dilm.artifacts import Artifact, make
+from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, plain
+from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device
 from dilm.errors import DataError
 from dilm.features import FeatureStore
 from dilm.files import new_folder
 from dilm.generator import load_generator
 from dilm.keys import derive_seed
-from dilm.selection import k_centers, random_rows
+from dilm.likelihood import text_nll
+from dilm.lineage import EMBEDDED, candidates_artifact, dataset_artifact, generator_artifact, selection_of
+from dilm.published import read_published
+from dilm.selection import herding, k_centers, random_rows
 from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
 from dilm.sources import cache_folder
 from dilm.streams import candidate_rows
+from dilm.tables import TextTable, table
 from dilm.tracking import Progress
 from dilm.world import ALONE, World
 from dilm.writer import Writer
@@ -33,7 +38,7 @@ UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 def run(config: Config, world: World = ALONE) -> Artifact:
     """Make the data sets of one method and size, and the candidates that they are chosen from, or find them.
 
-    Ranks share the writing; choosing is the main one's.
+    Ranks share writing and ranking; choosing is the main one's.
     """
     cache = cache_folder(config.cache)
     corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
@@ -41,20 +46,30 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     if world.share(artifact.exists and not config.force):
         make(artifact, lambda folder: None, config, ranks=world)
         return artifact
-    if config.method in REAL_METHODS:
-        candidates = _real_candidates(config, corpus)
-    else:
-        parent = generator_artifact(config, corpus.content_hash).require()
-        pool = candidates_artifact(config, corpus.content_hash)
-        make(pool, lambda folder: _write_candidates(config, pool, parent, world, folder), config, ranks=world)
-        candidates = read_shards(pool.folder)
+    pool = _pool(config, corpus, world) if config.method in GENERATOR_METHODS else None
 
     def choose(folder: Path) -> None:
         if world.main:
+            candidates = _real_candidates(config, corpus) if pool is None else read_shards(pool)
             _choose_all(config, artifact, candidates, cache, folder)
 
     make(artifact, choose, config, ranks=world)
     return artifact
+
+
+def _pool(config: Config, corpus: Corpus, world: World) -> Path:
+    """The folder of what a generator wrote, or of the real texts that it ranked."""
+    parent = generator_artifact(config, corpus.content_hash).require()
+    pool = candidates_artifact(config, corpus.content_hash)
+
+    def fill(folder: Path) -> None:
+        if config.method == "rank":
+            _rank_real(config, pool, parent, corpus, world, folder)
+        else:
+            _write_candidates(config, pool, parent, world, folder)
+
+    make(pool, fill, config, ranks=world)
+    return pool.folder
 
 
 def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
@@ -109,10 +124,31 @@ def _write_part(config: Config, writer: Writer, dataset: int, label: int, indice
         write_shards(temporary, part, _attributes(config, "", 0), {})
 
 
+def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus, world: World, folder: Path) -> None:
+    """Real texts with their NLL under the generator."""
+    candidates = _real_candidates(config, corpus)
+    generator = load_generator(parent, config.generator, config.task, pick_device(config.device, config.threads))
+    generator.model.eval()
+    own = list(world.mine(len(candidates)))
+    sequences = generator.encode(candidates.table.take(own))
+    parts = []
+    with Progress(-(-len(own) // config.generate.batch), "rank", active=world.main) as bar, torch.inference_mode():
+        for start in range(0, len(own), config.generate.batch):
+            signals.check_stop()
+            part = sequences[start : start + config.generate.batch]
+            parts += text_nll(generator, part, config.precision).tolist()
+            bar.update()
+    nll = world.interleave(world.gather(parts))
+    if world.main:
+        about = {"ranked": len(candidates), "config": plain(config)}
+        ranked = candidates.with_columns(nll=np.array(nll, dtype=np.float32))
+        write_shards(folder, ranked, _attributes(config, artifact.key, 0), about)
+
+
 def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:
-    """The training rows that real methods choose from; `seed` is the row's number."""
+    """The training rows that a method chooses from; `seed` is the row's number."""
     rows = np.arange(len(corpus.train))
-    if config.method == "k_centers":
+    if config.method not in ("random", "full"):
         seed = derive_seed("real candidates", config.task.name, config.seed)
         rows = candidate_rows(corpus.train, config.generate.real_candidates, seed)
     return shard_table(corpus.train.take(rows), dataset=SHARED, seed=rows)
@@ -120,22 +156,33 @@ def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:
 
 def _choose_all(config: Config, artifact: Artifact, candidates: ShardTable, cache: Path, folder: Path) -> None:
     """Choose every data set, and write them all."""
-    choice = config.method if config.method in REAL_METHODS else config.generate.selection
-    embeddings = None
-    if choice == "k_centers":
-        device = pick_device(config.device, config.threads)
-        store = FeatureStore(config.generate.encoder, len(config.task.labels), cache, device, config.precision)
-        embeddings = store.get(candidates.table.texts, "embed")
-        if config.generate.unit_embeddings:
-            embeddings = normalize(embeddings, dim=1)
+    selection = selection_of(config)
+    about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
+    if selection in ("full", "published"):
+        whole = _published(config) if selection == "published" else candidates.with_columns(dataset=0, seed=config.seed)
+        write_shards(folder, whole, _attributes(config, artifact.key, config.dpc if selection != "full" else 0), about)
+        return
+    embeddings = _embeddings(config, candidates, cache) if selection in EMBEDDED else None
     parts = []
     with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):
             for label in range(len(config.task.labels)):
                 parts.append(_choose(config, candidates, embeddings, dataset, label))
             bar.update()
-    about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
     write_shards(folder, concatenate(parts), _attributes(config, artifact.key, config.dpc), about)
+
+
+def _published(config: Config) -> ShardTable:
+    tables = read_published(config)
+    return concatenate([shard_table(rows, dataset=number, seed=config.seed) for number, rows in enumerate(tables)])
+
+
+def _embeddings(config: Config, candidates: ShardTable, cache: Path) -> Tensor:
+    """What texts are selected by, embeddings_ND."""
+    device = pick_device(config.device, config.threads)
+    store = FeatureStore(config.generate.encoder, len(config.task.labels), cache, device, config.precision)
+    embeddings_ND = store.get(candidates.table.texts, "embed")
+    return normalize(embeddings_ND, dim=1) if config.generate.unit_embeddings else embeddings_ND
 
 
 def _choose(
@@ -144,30 +191,36 @@ def _choose(
     """The `dpc` texts of one label in one data set."""
     seed = derive_seed("dataset", config.task.name, config.seed, dataset)
     rows = _enough(config, candidates.table, _candidates_of(config, candidates, dataset, label), label)
-    cluster: int | np.ndarray = UNKNOWN
+    draw = derive_seed("choose", seed, label)
+    selection = selection_of(config)
+    cluster = np.arange(config.dpc) if selection == "k_centers" else UNKNOWN
     if embeddings_ND is not None:
-        chosen = k_centers(embeddings_ND[rows], config.dpc, derive_seed("choose", seed, label))
-        cluster = np.arange(config.dpc)
-    elif config.method == "random":
-        chosen = random_rows(len(rows), config.dpc, derive_seed("choose", seed, label))
+        own_ND = embeddings_ND[rows]
+        chosen = k_centers(own_ND, config.dpc, draw) if selection == "k_centers" else herding(own_ND, config.dpc)
+    elif selection == "random":
+        chosen = random_rows(len(rows), config.dpc, draw)
+    elif selection == "rank":
+        chosen = np.argsort(candidates.nll[rows], kind="stable")[: config.dpc]
     else:
         chosen = np.arange(config.dpc)
     return candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed, cluster=cluster)
 
 
 def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
-    """Rows that a data set may choose from: its own candidates, or its seeded half of the shared pool.
+    """Rows that a data set may choose from: all, its own candidates, or its seeded half of the pool.
 
     The half is one of candidate numbers and doesn't depend on dpc or method, so data sets are nested over dpc and
-    paired over methods.
+    paired over methods. Herding and ranking know no chance: their data sets differ by their halves alone.
     """
     rows = candidates.table.rows_by_label.get(label, np.zeros(0, dtype=int))
-    if config.method not in REAL_METHODS and config.generate.pool == "fresh":
+    writing = config.method in WRITING_METHODS
+    fresh = config.generate.pool == "fresh"
+    if writing and fresh:
         return rows[candidates.dataset[rows] == dataset]
-    if config.generate.pool == "fresh" or config.method == "random":
+    if config.method == "random" or (fresh and config.method == "k_centers"):
         return rows
-    numbers = candidates.seed[rows] if config.method not in REAL_METHODS else np.arange(len(rows))
-    size = config.generate.pool_dpc if config.method not in REAL_METHODS else len(rows)
+    numbers = candidates.seed[rows] if writing else np.arange(len(rows))
+    size = config.generate.pool_dpc if writing else len(rows)
     generator = np.random.default_rng(derive_seed("half", config.task.name, config.seed, dataset, label))
     half = generator.permutation(size)[: -(-size // 2)]
     return rows[np.isin(numbers, half)]
@@ -181,7 +234,7 @@ def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, 
     if len(first) >= config.dpc:
         return np.array(list(first.values()))
     name, settings = config.task.labels[label], config.generate
-    if config.method in REAL_METHODS:
+    if config.method not in WRITING_METHODS:
         raise DataError(
             f"dpc={config.dpc}, but label {name!r} has only {len(first)} distinct training texts; lower dpc."
         )

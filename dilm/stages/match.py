@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dilm.artifacts import Artifact, make, match_artifact, pretrain_artifact
+from dilm.artifacts import Artifact, make
 from dilm.batching import deal
 from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
@@ -28,6 +28,7 @@ from dilm.gradients import TextGradients, gradients_of, matched_parameters
 from dilm.keys import derive_seed
 from dilm.learner import build_learner
 from dilm.likelihood import average_nll, build_likelihood, denominators, settled, sum_nll
+from dilm.lineage import match_artifact, pretrain_artifact
 from dilm.matching import distance_slope, generation_weights, gradient_distance, nll_slopes
 from dilm.optimizer import Part
 from dilm.similarity import SimilarityMonitor

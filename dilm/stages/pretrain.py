@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dilm.artifacts import Artifact, make, pretrain_artifact
+from dilm.artifacts import Artifact, make
 from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
@@ -15,6 +15,7 @@ from dilm.errors import TrainingError
 from dilm.generator import build_generator
 from dilm.keys import derive_seed
 from dilm.likelihood import average_nll, build_likelihood, held_out_scores, settled
+from dilm.lineage import pretrain_artifact
 from dilm.optimizer import Step
 from dilm.sources import cache_folder, model_folder
 from dilm.streams import skip

@@ -12,9 +12,9 @@ import pytest
 from asking import all_ended, artifact, asked, jobs_of, rows_of, states, until
 from conftest import CPUS, MAX_ARRAY_SIZE, REPOSITORY, Run
 
-from dilm.data import table
 from dilm.files import read_json
 from dilm.shards import read_shards, shard_table, write_shards
+from dilm.tables import table
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 WORDS = ["method=random", "evaluator=words"]

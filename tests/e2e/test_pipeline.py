@@ -14,10 +14,11 @@ from dilm import finetune
 from dilm import generate as generate_command
 from dilm import train as train_command
 from dilm.config import METHODS, Config
+from dilm.data import load_corpus
 from dilm.errors import CellsFailedError, DataError, ShardError
 from dilm.files import sha256_file
 from dilm.results import read_rows
-from dilm.shards import read_index, read_shards
+from dilm.shards import ShardTable, read_index, read_shards
 from dilm.stages import collect, evaluate, generate, match, pretrain
 
 Compose = Callable[..., Config]
@@ -43,22 +44,72 @@ def at(tiny: Compose, trained: Path) -> Compose:
 def test_every_method_ends_in_a_table(
     at: Compose, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    published = publish(read_shards(generate.run(at("method=random")).folder), tmp_path / "theirs")
     for method in METHODS:
-        generate_command.run(at(f"method={method}"))
-        evaluate_command.run(at(f"method={method}"))
-        evaluate_command.run(at(f"method={method}", "learner.freeze_encoder=true"))
+        keys = [f"method={method}", f"published.path={published}", "evaluate.full.epochs=1"]
+        generate_command.run(at(*keys))
+        evaluate_command.run(at(*keys))
+        evaluate_command.run(at(*keys, "learner.freeze_encoder=true"))
     rows = read_rows(trained)
-    assert len(rows) == len(METHODS) * 2 * 2 * 2  # data sets, seeds, protocols
+    assert len(rows) == (len(METHODS) - 1) * 2 * 2 * 2 + 2 * 2  # data sets, seeds, protocols; one whole training set
     assert {row.status for row in rows} == {"done"}
+    values = {(row.method, row.dataset, row.seed, row.evaluator): row.value for row in rows}
+    for (method, *cell), value in values.items():  # the same texts are worth the same, whoever brought them
+        if method == "published":
+            assert value == values["random", *cell]
     tables = collect.run(trained, tmp_path / "report")
     assert [table.evaluator for table in tables] == ["finetune", "frozen"]
-    assert all(set(table.methods) == set(METHODS) for table in tables)
+    assert all(set(table.methods) | {"full"} == set(METHODS) and table.below_full for table in tables)
     assert (tmp_path / "report" / "tables.md").read_text().count("| dilm |") == 2
     assert len(list((tmp_path / "report" / "plots").glob("*.png"))) == 3
 
     capsys.readouterr()
     evaluate_command.run(at("method=dilm"))
     assert "0 cells evaluated, 4 found" in capsys.readouterr().out
+
+
+def publish(shards: ShardTable, folder: Path) -> Path:
+    """Data sets as their authors would publish them: a file each, a line a text."""
+    folder.mkdir()
+    for dataset in np.unique(shards.dataset):
+        rows = np.flatnonzero(shards.dataset == dataset)
+        lines = [
+            json.dumps({"sentence": text[0], "labels": int(label)}) + "\n"
+            for text, label in zip(shards.table.take(rows).texts, shards.table.labels[rows], strict=True)
+        ]
+        (folder / f"dataset_{dataset}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_ranked_texts_are_the_likeliest_of_their_half(at: Compose, trained: Path) -> None:
+    chosen = read_shards(generate.run(at("method=rank")).folder)
+    (folder,) = trained.glob("tiny/candidates-rank-*")
+    ranked = read_shards(folder)
+    everything = dict(zip(ranked.table.texts, ranked.nll, strict=True))
+    assert np.isfinite(ranked.nll).all()
+    for dataset in (0, 1):
+        for label in (0, 1):
+            rows = np.flatnonzero((chosen.dataset == dataset) & (chosen.table.labels == label))
+            nll = chosen.nll[rows]
+            assert (np.diff(nll) >= 0).all()
+            assert [everything[text] for text in chosen.table.take(rows).texts] == nll.tolist()
+            assert nll.max() < np.median(ranked.nll[ranked.table.labels == label])
+    assert set(chosen.take(np.flatnonzero(chosen.dataset == 0)).table.texts) != set(
+        chosen.take(np.flatnonzero(chosen.dataset == 1)).table.texts
+    )
+
+
+def test_herding_draws_other_data_sets_from_other_halves(at: Compose) -> None:
+    chosen = read_shards(generate.run(at("method=herding")).folder)
+    first, second = (set(chosen.take(np.flatnonzero(chosen.dataset == i)).table.texts) for i in (0, 1))
+    assert first != second and len(first) == len(second) == 8
+
+
+def test_the_whole_training_set_is_all_of_it_once(at: Compose, tiny_cache: Path) -> None:
+    rows = read_shards(generate.run(at("method=full", "dpc=7")).folder)
+    corpus = load_corpus(at().task, at().data, tiny_cache)
+    assert rows.table.texts == corpus.train.texts and (rows.dataset == 0).all()
+    assert generate.run(at("method=full", "dpc=9")) == generate.run(at("method=full"))
 
 
 def test_frozen_learner_learns_the_tiny_task(at: Compose) -> None:

@@ -80,9 +80,9 @@ def test_evaluating_keeps_the_cells_that_are_done(
 
 def test_a_wait_for_another_process_can_be_stopped(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that waits for an artifact until its time ends is queued again."""
-    from dilm.artifacts import pretrain_artifact
     from dilm.claims import held
     from dilm.data import split_hash
+    from dilm.lineage import pretrain_artifact
 
     config = tiny()
     artifact = pretrain_artifact(config, split_hash(config.task, "train", Path(str(config.cache))))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import dilm.engine
 import dilm.zero
-from dilm.artifacts import match_artifact, pretrain_artifact
 from dilm.checks import typed
 from dilm.config import CONF_FOLDER, OptimizerConfig, attach
 from dilm.data import load_corpus
 from dilm.engine import Engine, TorchEngine
+from dilm.lineage import match_artifact, pretrain_artifact
 from dilm.sources import cache_folder
 from dilm.stages.match import Matching
 from dilm.stages.pretrain import Pretraining

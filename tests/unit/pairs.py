@@ -1,8 +1,8 @@
 """A task of text pairs, and its texts as token sequences, for the tests of the generator."""
 
 from dilm.config import TaskConfig
-from dilm.data import table
 from dilm.generator import Generator
+from dilm.tables import table
 
 TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max_length=24)
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from dilm.files import TEMPORARY
 from dilm.results import Row, rows_folder
-from dilm.stages.collect import Table, cell_text, difference_text, make_tables, markdown, run
+from dilm.stages.collect import cell_text, difference_text, markdown, run
 from dilm.statistics import Difference, Summary
+from dilm.summaries import Table, make_tables
 
 ROW = Row(
     key="", task="toy", method="dilm", dpc=5, dataset=0, seed=0, evaluator="frozen", model="tiny", metric="accuracy",
@@ -96,13 +97,45 @@ def test_methods_without_a_common_data_set_have_no_difference() -> None:
 
 def test_only_equal_sizes_are_compared() -> None:
     rows = cells("dilm", DILM, dpc=5) + cells("random", RANDOM, dpc=20) + cells("lm", RANDOM, dpc=20)
-    assert one_table(rows).differences == {}
+    assert set(one_table(rows).differences) == {("lm", "random", 20)}
 
 
 def test_every_comparison_of_the_paper_is_made() -> None:
     rows = [row for method in ("random", "k_centers", "lm", "dilm") for row in cells(method, DILM)]
     pairs = {(first, second) for first, second, _ in one_table(rows).differences}
-    assert pairs == {("dilm", "lm"), ("dilm", "k_centers"), ("dilm", "random"), ("k_centers", "random")}
+    with_dilm = {("dilm", "lm"), ("dilm", "k_centers"), ("dilm", "random")}
+    assert pairs == with_dilm | {("k_centers", "random"), ("lm", "random")}
+
+
+def test_p_values_of_a_table_are_corrected_as_one_family() -> None:
+    rows = [row for method in ("random", "k_centers", "dilm") for row in cells(method, DILM)]
+    worse = cells("lm", RANDOM)
+    differences = one_table(rows + worse).differences
+    assert len(differences) == 5
+    for difference in differences.values():
+        assert difference.p_holm == min(1.0, max(difference.p_value, difference.p_holm))
+    smallest = min(differences.values(), key=lambda difference: difference.p_value)
+    assert smallest.p_holm == pytest.approx(min(1.0, 5 * smallest.p_value))
+
+
+FULL = cells("full", [[92.0, 94.0]], dpc=0, protocol="p0/f0")
+
+
+def test_the_whole_training_set_stands_beside_every_size() -> None:
+    table = one_table(cells("dilm", DILM) + cells("random", RANDOM, dpc=20) + FULL)
+    assert table.methods == ["random", "dilm"] and table.sizes == [5, 20]
+    assert table.below_full["dilm", 5].mean == pytest.approx(93 - 85)
+    assert (table.below_full["dilm", 5].low, table.below_full["dilm", 5].high) == (93 - 89, 93 - 81)
+    text = markdown([table], [])
+    assert "full, all training texts: 93.0 ± 1.4 (2 models)" in text
+    assert "| full − dilm | +8.0 [+4.0, +12.0] | – |" in text
+
+
+def test_two_schedules_of_the_whole_training_set_are_told_apart() -> None:
+    other = [replace(row, protocol="p0/f1", key=f"other {row.key}") for row in FULL]
+    table = one_table(cells("dilm", DILM) + FULL + other)
+    assert {method for method, dpc in table.summaries if dpc == 0} == {"full f0", "full f1"}
+    assert table.below_full == {}
 
 
 @pytest.mark.parametrize(
@@ -159,8 +192,8 @@ def test_a_cells_text(summary: Summary | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("difference", "text"),
     [
-        (Difference(10.66, 10.0, 11.0, 0.25, 3), "+10.7 [+10.0, +11.0], p = 0.250"),
-        (Difference(-0.3, -1.0, 0.4, 0.5, 3), "-0.3 [-1.0, +0.4], p = 0.500"),
+        (Difference(10.66, 10.0, 11.0, 0.1, 3, p_holm=0.25), "+10.7 [+10.0, +11.0], p = 0.250"),
+        (Difference(-0.3, -1.0, 0.4, 0.5, 3, p_holm=0.5), "-0.3 [-1.0, +0.4], p = 0.500"),
         (Difference(2.0, math.nan, math.nan, math.nan, 1), "+2.0"),
     ],
 )

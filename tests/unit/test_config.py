@@ -9,10 +9,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import MISSING, OmegaConf
 
+from dilm.cells import evaluation_cells
 from dilm.checks import CHOICES, check, typed
-from dilm.compose import load_task, options_of
+from dilm.compose import Composer, load_task, options_of, sweep, with_sweep
 from dilm.config import CONF_FOLDER, Config, LearnerConfig, SourceConfig, attach
 from dilm.errors import ConfigError
+from dilm.lineage import dataset_artifact
 from dilm.sources import source_id
 
 
@@ -26,18 +28,18 @@ def composed(*overrides: str) -> Config:
     "override",
     [
         f"{group}={name}"
-        for group in ("task", "generator", "learner", "engine", "experiment")
+        for group in ("task", "generator", "learner", "llm", "engine", "experiment", "ablation")
         for name in options_of(group)
     ],
 )
 def test_every_yaml_composes(override: str) -> None:
     config = composed(override, *(["precision=fp32"] if override == "engine=zero0" else []))
     group, _, name = override.partition("=")
-    if group != "experiment":
+    if group not in ("experiment", "ablation"):
         assert getattr(config, group).name == name
 
 
-@pytest.mark.parametrize("group", ["generator", "learner"])
+@pytest.mark.parametrize("group", ["generator", "learner", "llm"])
 def test_every_model_names_one_pinned_source(group: str) -> None:
     for name in options_of(group):
         assert source_id(getattr(composed(f"{group}={name}"), group).source)
@@ -110,10 +112,69 @@ def test_every_choice_is_checked(key: str, tiny: Callable[..., Config]) -> None:
 
 def test_experiments_name_only_keys_of_the_schema() -> None:
     schema = OmegaConf.structured(Config)
-    for path in (CONF_FOLDER / "experiment").rglob("*.yaml"):
+    for path in [*(CONF_FOLDER / "experiment").rglob("*.yaml"), *(CONF_FOLDER / "ablation").glob("*.yaml")]:
         plain = OmegaConf.load(path) or OmegaConf.create()
         plain.pop("defaults", None)
+        plain.pop("hydra", None)
         OmegaConf.merge(schema, plain)
+
+
+def test_an_experiments_sweep_is_taken_up_where_no_key_is_given() -> None:
+    assert with_sweep(["dpc=5"]) == ["dpc=5"]
+    assert with_sweep(["experiment=tiny"]) == ["experiment=tiny"]
+    given = ["experiment=paper/table1", "task=sst2", "dpc=7"]
+    assert with_sweep(given) == ["method=random,k_centers,herding,rank,lm,dilm,full", *given]
+    assert with_sweep(given, "train") == given, "a generator is the same for every method"
+    assert with_sweep(["experiment=paper/table2_cross_model"], "generate") == [
+        "task=sst2,qqp,mnli",
+        "method=random,k_centers,dilm",
+        "dpc=5,10,20",
+        "experiment=paper/table2_cross_model",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "cells", "jobs"),
+    [
+        # 20 data sets x 5 seeds of 6 methods x 3 sizes x 3 tasks; and one whole training set of each, five times.
+        ("paper/table1", 20 * 5 * 6 * 3 * 3 + 5 * 3, 7 * 3 * 3),
+        ("paper/table2_cross_model", 20 * 5 * 3 * 3 * 3 * 4, 3 * 3 * 3 * 4),
+        ("paper/table3_icl", 20 * 5 * 3 * 3, 3 * 3),
+        ("paper/table4_ablation", 20 * 5 * 4 * 3, 4 * 3),
+    ],
+)
+def test_the_papers_tables_are_as_many_models_as_it_has(experiment: str, cells: int, jobs: int) -> None:
+    composer = Composer()
+    configs = [composer.config(keys) for keys in sweep(with_sweep([f"experiment={experiment}"], "evaluate"))]
+    assert len(configs) == jobs
+    keys = {cell.key for config in configs for cell in evaluation_cells(config, "rows", f"dev of {config.task.name}")}
+    assert len(keys) == cells
+
+
+def test_the_ablation_leaves_one_part_away_at_a_time() -> None:
+    names = ("representative", "diverse")
+    found = {}
+    for name in ("none", "no_representative", "no_diverse", "no_selection"):
+        config = composed("experiment=paper/table4_ablation", f"ablation={name}")
+        found[name] = (*(getattr(config.match, part) for part in names), config.generate.selection)
+        assert bool(config.variant) == (name != "none")
+    assert found == {
+        "none": (True, True, "k_centers"),
+        "no_representative": (False, True, "k_centers"),
+        "no_diverse": (True, False, "k_centers"),
+        "no_selection": (True, True, "none"),
+    }
+
+
+def test_every_ablation_makes_other_data_sets() -> None:
+    keys = {dataset_artifact(composed(f"ablation={name}"), "rows").key for name in options_of("ablation")}
+    assert len(keys) == len(options_of("ablation"))
+
+
+@pytest.mark.parametrize("value", ["head", "last_layers", "last_layers:0", "last_layers:x"])
+def test_the_parameters_to_match_are_checked(value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"match.parameters is '{value}'; it is classifier, all, or last_layers:k"):
+        composed(f"match.parameters='{value}'")
 
 
 def test_load_task_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Tables of texts: where they are found, what is refused with file and line, and how they are cut."""
+"""Where rows are found, and how they are cut."""
 
 import gzip
 import io
@@ -7,11 +7,13 @@ import socket
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,16 +22,16 @@ from dilm.compose import load_task
 from dilm.config import DataConfig, TaskConfig
 from dilm.data import (
     SHARED_DATA,
-    TextTable,
+    Place,
     find_place,
     load_corpus,
     load_split,
-    read_tsv,
+    sampled_dev,
     split_hash,
     stratified_rows,
-    table,
 )
 from dilm.errors import DataError, SourceError
+from dilm.tables import TextTable, read_table, table
 
 reproducible = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -48,103 +50,6 @@ def write_rows(path: Path, task: TaskConfig, rows: list[tuple[str, ...]], end: s
     content = "".join(line + end for line in lines).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
-
-
-# Reading
-
-
-@pytest.mark.parametrize("name", ["rows.tsv", "rows.tsv.gz"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_rows_are_read_from_plain_and_compressed_files(tmp_path: Path, name: str, end: str) -> None:
-    path = write_rows(tmp_path / name, TWO, [("it rains .", "it's wet", "0"), ("é 😀", "ß", "2")], end)
-    rows = read_tsv(path, TWO)
-    assert rows.fields == ("premise", "hypothesis")
-    assert rows.texts == [("it rains .", "it's wet"), ("é 😀", "ß")]
-    assert rows.labels.tolist() == [0, 2]
-    assert rows.labels.dtype == np.int64
-    assert len(rows) == 2
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rows")
-
-
-@reproducible
-@given(st.lists(st.tuples(texts, texts, st.integers(0, 2)), max_size=8), st.sampled_from(["rows.tsv", "rows.tsv.gz"]))
-def test_any_text_is_read_as_it_is(folder: Path, rows: list[tuple[str, str, int]], name: str) -> None:
-    path = write_rows(folder / name, TWO, [(first, second, str(label)) for first, second, label in rows])
-    found = read_tsv(path, TWO)
-    assert found.texts == [row[:2] for row in rows]
-    assert found.labels.tolist() == [row[2] for row in rows]
-
-
-@pytest.mark.parametrize("text", ['"quoted', 'say "so"', '""', "it's", "a\\tb", "NA", "#", " led by a blank"])
-def test_no_character_quotes_or_escapes(tmp_path: Path, text: str) -> None:
-    path = write_rows(tmp_path / "rows.tsv", ONE, [(text, "1"), ("plain", "0")])
-    assert read_tsv(path, ONE).texts == [(text,), ("plain",)]
-
-
-def test_the_last_line_need_not_end(tmp_path: Path) -> None:
-    (tmp_path / "rows.tsv").write_bytes(b"sentence\tlabel\na\t1\nb\t0")
-    assert read_tsv(tmp_path / "rows.tsv", ONE).texts == [("a",), ("b",)]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", r"line 1: the header is 'an empty file'; it must be 'sentence\\tlabel'"),
-        (b"text\tlabel\na\t0\n", r"line 1: the header is 'text\\tlabel'"),
-        (b"label\tsentence\n0\ta\n", r"line 1: the header is 'label\\tsentence'"),
-        (b"a good film\t1\n", r"line 1: the header is 'a good film\\t1'"),
-        (b"sentence\tlabel\na\t0\nb\n", r"line 3: 1 tab-separated values; there must be 2"),
-        (b"sentence\tlabel\na\tb\t0\n", r"line 2: 3 tab-separated values; there must be 2"),
-        (b"sentence\tlabel\na\t0\n\nb\t1\n", r"line 3: 1 tab-separated values; there must be 2"),
-        (b"sentence\tlabel\na\tyes\n", r"line 2: label 'yes'; it must be 0 to 1 \(no, yes\)"),
-        (b"sentence\tlabel\na\t2\n", r"line 2: label '2'; it must be 0 to 1"),
-        (b"sentence\tlabel\na\t-1\n", r"line 2: label '-1'; it must be 0 to 1"),
-        (b"sentence\tlabel\na\t1.0\n", r"line 2: label '1.0'; it must be 0 to 1"),
-        (b"sentence\tlabel\na\t\n", r"line 2: label ''; it must be 0 to 1"),
-        (b"sentence\tlabel\na\t0\n\t1\n", r"line 3: field 'sentence' is empty; remove the row"),
-        (b"sentence\tlabel\n  \t1\n", r"line 2: field 'sentence' is empty; remove the row"),
-        (b"sentence\tlabel\na\t0\nb\xff\t1\n", r"line 3: not valid UTF-8 \(invalid start byte at byte 1\)"),
-    ],
-)
-@pytest.mark.parametrize("name", ["rows.tsv", "rows.tsv.gz"])
-def test_a_bad_row_is_told_with_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    with pytest.raises(DataError, match=rf"{name}, {message}") as caught:
-        read_tsv(path, ONE)
-    assert "\n" not in str(caught.value)
-
-
-def compressed() -> bytes:
-    numbers = np.random.default_rng(0).integers(0, 10**9, 500)
-    return gzip.compress(b"sentence\tlabel\n" + b"".join(b"row %d\t1\n" % number for number in numbers))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        compressed()[:-100],
-        compressed()[:5],
-        compressed()[:200] + bytes([compressed()[200] ^ 0xFF]) + compressed()[201:],
-        compressed()[:-8] + b"\0" * 8,
-        b"sentence\tlabel\nnot compressed at all\t1\n",
-    ],
-    ids=["truncated", "truncated in its head", "altered", "of a wrong checksum", "not compressed"],
-)
-def test_a_broken_gz_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "rows.tsv.gz").write_bytes(content)
-    with pytest.raises(DataError, match=r"rows\.tsv\.gz: can't be read \(.*Fetch the file again"):
-        read_tsv(tmp_path / "rows.tsv.gz", ONE)
-
-
-@pytest.mark.parametrize("name", ["rows.tsv", "rows.tsv.gz"])
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"{name}: can't be read"):
-        read_tsv(tmp_path / name, ONE)
 
 
 # Where rows are found
@@ -169,7 +74,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def place_of(task: TaskConfig) -> tuple[str, str] | None:
-    place = find_place(task, Path("none"))
+    place = find_place(task, "train", Path("none"))
     return None if place is None else (place.kind, place.where)
 
 
@@ -277,12 +182,12 @@ def test_what_the_hub_refuses_is_told_in_one_line(nowhere: Path, monkeypatch: py
 def test_rows_of_the_hub_are_folded_and_pinned(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def load(identity: str, config: str, *, split: str, revision: str) -> dict[str, list[object]]:
+    def load(identity: str, config: str, *, split: str, revision: str) -> Dataset:
         asked.append((identity, config, split, revision))
-        return {"premise": ["a\n b", "c", "d"], "hypothesis": ["e", " f", "g"], "label": [2, 0, 1]}
+        return Dataset.from_dict({"premise": ["a\n b", "c", "d"], "hypothesis": ["e", " f", "g"], "label": [2, 0, 1]})
 
     monkeypatch.setattr(data, "hub_reachable", lambda: True)
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    monkeypatch.setattr("datasets.load_dataset", load)
     task = TaskConfig(**{**vars(TWO), "hub": "someone/rows@12ab", "hub_config": "mnli", "hub_dev": "matched"})
     train = load_split(task, "train", nowhere)
     assert train.texts == [("a b", "e"), ("c", "f"), ("d", "g")]
@@ -330,8 +235,8 @@ def test_a_package_without_the_rows_is_named(nowhere: Path, monkeypatch: pytest.
 
 def test_the_content_hash_is_of_the_rows_not_of_the_file(tmp_path: Path) -> None:
     rows = [("a b", "1"), ('"c', "0")]
-    plain = read_tsv(write_rows(tmp_path / "rows.tsv", ONE, rows), ONE)
-    other = read_tsv(write_rows(tmp_path / "other.tsv.gz", ONE, rows, "\r\n"), ONE)
+    plain = read_table(write_rows(tmp_path / "rows.tsv", ONE, rows), ONE)
+    other = read_table(write_rows(tmp_path / "other.tsv.gz", ONE, rows, "\r\n"), ONE)
     assert plain.content_hash == other.content_hash == table(["sentence"], [("a b",), ('"c',)], [1, 0]).content_hash
 
 
@@ -449,6 +354,55 @@ def test_every_task_is_cut_by_a_seed_of_its_own(nowhere: Path) -> None:
     assert cuts[0].texts == cuts[1].texts != cuts[2].texts
 
 
+def test_the_hubs_columns_and_labels_become_the_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "hub"
+    source.mkdir()
+    for split in ("learn", "validation"):
+        (source / f"{split}.csv").write_text(f"text,kind\nof {split},0\nb,1\nc,2\n")
+    task = TaskConfig(
+        name="t",
+        fields=["sentence"],
+        labels=["x", "y", "z"],
+        hub=str(source),
+        hub_fields=["text"],
+        hub_label="kind",
+        hub_labels=[2, 0, 1],
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
+    rows = load_split(task, "dev", tmp_path / "cache")
+    assert (rows.texts, rows.labels.tolist()) == ([("of validation",), ("b",), ("c",)], [2, 0, 1])
+    with pytest.raises(SourceError, match=r"has no column 'sentence', but text, kind"):
+        load_split(replace(task, hub_fields=[]), "dev", tmp_path / "cache")
+
+
+def test_a_folder_without_a_splits_file_is_passed_over(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = nowhere / "ONE"
+    folder.mkdir()
+    write_rows(folder / "train.tsv", ONE, [("a", "0"), ("b", "1")])
+    monkeypatch.setenv("DILM_DATA", str(nowhere))
+    task = replace(ONE, hub="someone/rows@12ab")
+    assert find_place(task, "train", nowhere) == Place("folder", str(folder))
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
+    assert find_place(task, "dev", nowhere) == Place("hub", "someone/rows@12ab")
+    with pytest.raises(DataError, match=r"dev\.tsv\.gz: there is no such file"):
+        load_split(ONE, "dev", nowhere)
+
+
+def test_mismatched_mnli_has_the_generator_of_the_matched_one() -> None:
+    matched, mismatched = load_task("mnli"), load_task("mnli_mismatched")
+    apart = {key for key in vars(matched) if getattr(matched, key) != getattr(mismatched, key)}
+    assert apart == {"results", "dev", "hub_dev"}
+
+
+def test_a_dev_sample_has_the_labels_shares_and_is_the_same_every_time() -> None:
+    rows = table(["sentence"], [(str(i),) for i in range(100)], [i % 4 == 0 for i in range(100)])
+    sample = sampled_dev(rows, 20, "t")
+    assert np.bincount(sample.labels).tolist() == [15, 5] and len(set(sample.texts)) == 20
+    assert sampled_dev(rows, 20, "t").texts == sample.texts
+    assert sampled_dev(rows, None, "t") is sampled_dev(rows, 100, "t") is rows
+
+
 # The real data
 
 
@@ -459,6 +413,14 @@ def test_every_task_is_cut_by_a_seed_of_its_own(nowhere: Path) -> None:
         ("sst2", 67_349, 872, [29_780, 37_569]),
         ("mnli", 28_635, 9_815, [9_640, 9_511, 9_484]),
         ("qqp", 49_088, 7_598, [26_173, 22_915]),
+        ("ag_news", 9_972, 7_600, [2_506, 2_455, 2_483, 2_528]),
+        ("trec", 5_441, 500, [84, 1_156, 1_250, 1_223, 834, 894]),
+        ("subj", 7_998, 2_000, [3_965, 4_033]),
+        ("cola", 8_535, 1_043, [2_526, 6_009]),
+        ("mrpc", 3_667, 408, [1_194, 2_473]),
+        ("rte", 2_489, 277, [1_248, 1_241]),
+        ("sms_spam", 4_127, 1_000, [3_608, 519]),
+        ("sent_labelled", 2_469, 500, [1_224, 1_245]),
     ],
 )
 def test_the_real_data_has_the_rows_that_its_description_says(

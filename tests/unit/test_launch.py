@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_disk: Path, tmp_path: P
 
 
 def test_a_multirun_over_the_papers_tasks_needs_no_slurm(tmp_path: Path) -> None:
-    if find_place(load_task("qqp"), Path("none")) is None:
+    if find_place(load_task("qqp"), "train", Path("none")) is None:
         pytest.skip("the rows of SST-2, QQP and MNLI can't be had here")
     overrides = [
         "-m",

@@ -8,9 +8,9 @@ import torch
 from pairs import rows
 from torch.nn import functional as F
 
-from dilm.data import table
 from dilm.generator import Generator
 from dilm.likelihood import held_out_scores, text_nll
+from dilm.tables import table
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilm import shards
-from dilm.data import table
 from dilm.errors import DiskFullError, ShardError
 from dilm.files import read_json, sha256_file
 from dilm.shards import COLUMNS, SCHEMA, ShardTable, concatenate, read_index, read_shards, shard_table, write_shards
+from dilm.tables import table
 
 reproducible = settings(max_examples=80, deadline=None, derandomize=True)
 

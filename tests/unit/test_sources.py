@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
+import transformers
 from omegaconf import OmegaConf
 
 from dilm import convert, sources
@@ -432,6 +436,62 @@ def test_half_a_model_of_the_hubs_own_cache_is_not_taken(
     with pytest.raises(SourceError, match="the hub can't be reached"):
         model_folder("some", HUB, tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def pickled(weights: dict[str, torch.Tensor], legacy: bool = False) -> bytes:
+    stream = io.BytesIO()
+    torch.save(weights, stream, _use_new_zipfile_serialization=not legacy)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_the_hub_has_as_a_pickle_become_safetensors(
+    tmp_path: Path, hub_cache: Path, tiny_files: dict[str, bytes], legacy: bool
+) -> None:
+    weights = safetensors.torch.load(tiny_files["model.safetensors"])
+    tied = {**weights, "tied": next(iter(weights.values()))}
+    files = {name: content for name, content in tiny_files.items() if name != "model.safetensors"}
+    snapshot(hub_cache, {**files, "pytorch_model.bin": pickled(tied, legacy)})
+    folder = model_folder("some", HUB, tmp_path / "cache")
+    found = safetensors.torch.load_file(folder / "model.safetensors")
+    assert found.keys() == tied.keys()
+    assert all(torch.equal(found[name], tied[name]) for name in tied)
+    assert not list(folder.glob("*.bin"))
+
+
+def test_a_pickle_in_parts_becomes_safetensors_in_parts(
+    tmp_path: Path, hub_cache: Path, tiny_files: dict[str, bytes]
+) -> None:
+    weights = safetensors.torch.load(tiny_files["model.safetensors"])
+    names = [f"pytorch_model-0000{part}-of-00002.bin" for part in (1, 2)]
+    parts = [dict(list(weights.items())[part::2]) for part in (0, 1)]
+    index = {"metadata": {}, "weight_map": {key: name for name, part in zip(names, parts, strict=True) for key in part}}
+    files = {name: content for name, content in tiny_files.items() if name != "model.safetensors"}
+    files |= {name: pickled(part) for name, part in zip(names, parts, strict=True)}
+    snapshot(hub_cache, {**files, "pytorch_model.bin.index.json": json.dumps(index).encode()})
+    folder = model_folder("some", HUB, tmp_path / "cache")
+    loaded = transformers.AutoModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], weights[name]) for name in loaded if name in weights)
+    assert len(set(loaded) & set(weights)) == len(loaded)
+
+
+class Harm:
+    """Runs code where a pickle is simply loaded."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path("harm").touch, ())
+
+
+def test_a_pickle_that_holds_code_is_refused(
+    tmp_path: Path, hub_cache: Path, tiny_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {name: content for name, content in tiny_files.items() if name != "model.safetensors"}
+    snapshot(hub_cache, {**files, "pytorch_model.bin": pickled({"weight": Harm()})})  # type: ignore[dict-item]
+    with pytest.raises(SourceError, match=r"some: pytorch_model\.bin holds more than tensors"):
+        model_folder("some", HUB, tmp_path / "cache")
+    assert not (tmp_path / "harm").exists()
+    assert not list((tmp_path / "cache").rglob("model*.safetensors"))
 
 
 def test_an_unreachable_hub_is_told_in_one_line(tmp_path: Path, hub_cache: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dilm.statistics import Summary, bootstrap_interval, dataset_means, paired_difference, summarise
+from dilm.statistics import Summary, bootstrap_interval, dataset_means, distance, holm, paired_difference, summarise
 
 reproducible = settings(max_examples=60, deadline=None, derandomize=True)
 scores = st.floats(0, 100).map(lambda value: round(value, 1))
@@ -138,3 +138,29 @@ def test_one_data_set_gives_a_difference_and_nothing_more() -> None:
     found = paired_difference(np.array([80.0]), np.array([78.0]))
     assert (found.mean, found.n_datasets) == (2.0, 1)
     assert math.isnan(found.low) and math.isnan(found.high) and math.isnan(found.p_value)
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=8))
+def test_holm_by_its_definition(p_values: list[float]) -> None:
+    """The k-th smallest of m, times m - k + 1, and never below the one before."""
+    found = holm(np.array(p_values))
+    tested = sorted((value, index) for index, value in enumerate(p_values) if not math.isnan(value))
+    least = 0.0
+    for rank, (value, index) in enumerate(tested):
+        least = max(least, min(1.0, value * (len(tested) - rank)))
+        assert found[index] == pytest.approx(least)
+    assert all(math.isnan(found[index]) for index, value in enumerate(p_values) if math.isnan(value))
+
+
+def test_holm_rejects_no_less_than_bonferroni() -> None:
+    p_values = np.array([0.01, 0.04, 0.03, 0.005])
+    assert holm(p_values).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert (holm(p_values) <= np.minimum(1, 4 * p_values)).all()
+
+
+def test_the_distance_has_the_interval_of_the_data_sets() -> None:
+    means = np.array([70.0, 74.0, 78.0])
+    found = distance(np.array([90.0, 92.0]), means)
+    low, high = bootstrap_interval(means)
+    assert (found.mean, found.low, found.high) == (91 - 74, 91 - high, 91 - low)
+    assert math.isnan(found.p_value)

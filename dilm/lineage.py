@@ -1,0 +1,145 @@
+"""The map of what stands under `root`: each artifact's folder, key, parents and the command that makes it.
+
+A key hashes what determines the artifact: its part of the configuration, its parents' keys, the data's content hash
+and the stage's version. Paths, launchers, workers and logging are not in it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dilm.artifacts import Artifact
+from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, LearnerConfig, plain
+from dilm.keys import content_key
+from dilm.published import published_hashes
+from dilm.sources import source_id
+
+# Raised when a stage's results change for equal configurations.
+STAGE_VERSION = {"pretrain": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
+LEARNER_VERSION = 2  # raised when a learner's features change
+
+TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
+MADE_BY = {"pretrain": TRAIN, "match": TRAIN, "candidates": GENERATE, "dataset": GENERATE}
+EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings
+
+
+def _artifact(config: Config, stage: str, name: str, science: dict[str, Any]) -> Artifact:
+    science = {"stage": stage, "version": STAGE_VERSION[stage], **science}
+    key = content_key(science)
+    return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, MADE_BY[stage])
+
+
+def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in names}
+
+
+def task_science(config: Config) -> dict[str, Any]:
+    """What of a task determines results; where its rows were found does not, since their content is hashed."""
+    task = config.task
+    return {
+        "name": task.name,
+        "fields": task.fields,
+        "labels": task.labels,
+        "max_length": task.max_length,
+        "valid_rows": config.data.valid_rows,
+    }
+
+
+def learner_science(learner: LearnerConfig) -> dict[str, Any]:
+    """What of a learner determines its features and embeddings."""
+    return {
+        "version": LEARNER_VERSION,
+        "source": source_id(learner.source),
+        "pooling": learner.pooling,
+        "embedding": learner.embedding,
+        "max_length": learner.max_length,
+    }
+
+
+def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
+    """The generator after language-model training (method `lm`)."""
+    generator = config.generator
+    science = {
+        "task": task_science(config),
+        "data": data_hash,
+        "generator": source_id(config.generator.source)
+        | {"prefix": generator.prefix, "bos_init": generator.bos_init}
+        | ({} if generator.dropout is None else {"dropout": generator.dropout}),
+        "pretrain": _without(plain(config.pretrain), "log_every", "valid_every"),
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    return _artifact(config, "pretrain", f"lm-{config.generator.name}", science)
+
+
+def match_artifact(config: Config, data_hash: str) -> Artifact:
+    """The generator after gradient matching (method `dilm`)."""
+    recording = ("log_every", "monitor_every", "monitor_dpc", "monitor_states")
+    science = {
+        "parent": pretrain_artifact(config, data_hash).key,
+        "match": _without(plain(config.match), "learner", *recording),
+        "learner": learner_science(config.match.learner),
+        "top_p": config.generate.top_p,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    return _artifact(config, "match", f"dilm-{config.generator.name}", science)
+
+
+def generator_artifact(config: Config, data_hash: str) -> Artifact:
+    """The trained generator that `config.method` samples from."""
+    return (pretrain_artifact if config.method == "lm" else match_artifact)(config, data_hash)
+
+
+def candidates_artifact(config: Config, data_hash: str) -> Artifact:
+    """What data sets are chosen from: all well-formed texts that a generator wrote, or real ones that it has ranked."""
+    settings = config.generate
+    parent = generator_artifact(config, data_hash).key
+    if config.method == "rank":
+        ranked = {"parent": parent, "real_candidates": settings.real_candidates, "precision": config.precision}
+        return _artifact(config, "candidates", "candidates-rank", {"method": "rank", "seed": config.seed, **ranked})
+    science: dict[str, Any] = {
+        "parent": parent,
+        "pool": settings.pool,
+        "top_p": settings.top_p,
+        "batch": settings.batch,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    if settings.pool == "shared":
+        science |= {"pool_dpc": settings.pool_dpc}
+    else:
+        science |= {"oversample": settings.oversample, "dpc": config.dpc, "n_datasets": config.n_datasets}
+    return _artifact(config, "candidates", f"candidates-{config.method}", science)
+
+
+def selection_of(config: Config) -> str:
+    """How texts are chosen: by the method itself, or from what a generator wrote as `generate.selection` says."""
+    return config.generate.selection if config.method in WRITING_METHODS else config.method
+
+
+def dataset_artifact(config: Config, data_hash: str) -> Artifact:
+    """The distilled data sets of one method and size."""
+    settings, selection = config.generate, selection_of(config)
+    real = {"task": task_science(config), "data": data_hash}
+    if selection == "full":
+        return _artifact(config, "dataset", "full", {"method": "full", **real})
+    if selection == "published":
+        science = {"method": selection, "dpc": config.dpc, "task": task_science(config)}
+        name = f"{config.published.name}-dpc{config.dpc}"
+        return _artifact(config, "dataset", name, {**science, "files": published_hashes(config)})
+    science = {
+        "method": config.method,
+        "dpc": config.dpc,
+        "n_datasets": config.n_datasets,
+        "pool": settings.pool,
+        "selection": selection,
+        "seed": config.seed,
+    }
+    if selection in EMBEDDED:
+        encoder = learner_science(settings.encoder) | {"unit_embeddings": settings.unit_embeddings}
+        science |= {"encoder": encoder, "precision": config.precision}
+    if config.method in GENERATOR_METHODS:
+        science |= {"parent": candidates_artifact(config, data_hash).key}
+    else:
+        science |= {**real, "real_candidates": settings.real_candidates}
+    return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)

@@ -1,0 +1,136 @@
+"""From rows to what a report says: summaries by method and size, and differences, of every setting. Torch-free."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from dilm.config import METHODS
+from dilm.results import Row
+from dilm.statistics import Difference, Summary, dataset_means, distance, holm, paired_difference, summarise
+
+SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # rows that one table may hold
+FULL = ("full", 0)  # method and size of the whole training set
+
+
+@dataclass(frozen=True)
+class Table:
+    """One task, learner and protocol: a summary for every method and size, and what tells them apart."""
+
+    task: str
+    evaluator: str
+    model: str
+    metric: str
+    summaries: dict[tuple[str, int], Summary]  # (method, dpc)
+    differences: dict[tuple[str, str, int], Difference]  # (first, second, dpc), p corrected for their number
+    below_full: dict[tuple[str, int], Difference]  # full - method
+    shared_pool: bool
+    protocol: str  # what tells it from other tables of this task and learner; empty where it is the only one
+
+    @property
+    def title(self) -> str:
+        """What the table is of."""
+        how = "frozen encoder" if self.evaluator == "frozen" else "fine-tuned"
+        apart = f", protocol {self.protocol}" if self.protocol else ""
+        return f"{self.task}, {self.model} ({how}), {self.metric}{apart}"
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods in the paper's order, then others."""
+        return _in_order({method for method, dpc in self.summaries if dpc})
+
+    @property
+    def sizes(self) -> list[int]:
+        """Texts a class, ascending."""
+        return sorted({dpc for _, dpc in self.summaries if dpc})
+
+
+def make_tables(rows: list[Row]) -> list[Table]:
+    """Group the done rows. Data sets made in several ways under one name are told apart by their key."""
+    frame = pd.DataFrame([asdict(_within_protocol(row)) for row in rows if row.status == "done"])
+    if frame.empty:
+        return []
+    tables = []
+    groups = list(frame.groupby(SETTING, sort=True))
+    alike = Counter(setting[:3] for setting, _ in groups)
+    for setting, group in groups:
+        named = group.assign(method=_distinct_names(group))
+        cells = {(str(method), int(dpc)): part for (method, dpc), part in named.groupby(["method", "dpc"], sort=True)}
+        summaries = {
+            key: summarise(part["value"].to_numpy(), part["dataset"].to_numpy()) for key, part in cells.items()
+        }
+        task, evaluator, model, metric, protocol = (str(value) for value in setting)
+        shared = bool((group["pool"] == "shared").any())
+        apart = protocol[:6] if alike[setting[:3]] > 1 else ""
+        table = Table(task, evaluator, model, metric, summaries, _differences(cells), _below_full(cells), shared, apart)
+        tables.append(table)
+    return tables
+
+
+def base_of(name: str) -> str:
+    """The method of a name that may have its variant behind it, as in `dilm, no selection`."""
+    return name.partition(", ")[0]
+
+
+def _in_order(methods: set[str]) -> list[str]:
+    order = {name: position for position, name in enumerate(METHODS)}
+    return sorted(methods, key=lambda name: (order.get(base_of(name), len(order)), name))
+
+
+def _within_protocol(row: Row) -> Row:
+    """The row of method=full under the protocol of what it is compared with; its own tells it from another one."""
+    protocol, _, own = row.protocol.partition("/")
+    return replace(row, protocol=protocol, source_key=own or row.source_key)
+
+
+def _distinct_names(group: pd.DataFrame) -> pd.Series:
+    """The method's name, with the data sets' key behind it where one name and size has several sources."""
+    sources = group.groupby(["method", "dpc"])["source_key"].transform("nunique")
+    return group["method"].where(sources == 1, group["method"] + " " + group["source_key"].str[:6])
+
+
+Cells = Mapping[tuple[str, int], pd.DataFrame]
+
+
+def comparisons(methods: set[str]) -> list[tuple[str, str]]:
+    """Which methods are compared: dilm with every other, and every other with random."""
+    known = [name for name in _in_order(methods) if base_of(name) in METHODS and name != "full"]
+    others = [name for name in known if name not in ("dilm", "random")]
+    with_dilm = [("dilm", name) for name in [*reversed(others), "random"] if {"dilm", name} <= set(known)]
+    return with_dilm + [(name, "random") for name in others if "random" in known]
+
+
+def _differences(cells: Cells) -> dict[tuple[str, str, int], Difference]:
+    """Paired differences at every size; their p values are corrected as one family."""
+    found = {}
+    for first, second in comparisons({method for method, _ in cells}):
+        for dpc in sorted({dpc for _, dpc in cells}):
+            if (first, dpc) in cells and (second, dpc) in cells:
+                means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
+                if len(means):
+                    found[first, second, dpc] = paired_difference(means, other_means)
+    corrected = holm(np.array([difference.p_value for difference in found.values()]))
+    pairs = zip(found.items(), corrected, strict=True)
+    return {key: replace(difference, p_holm=float(p_value)) for (key, difference), p_value in pairs}
+
+
+def _below_full(cells: Cells) -> dict[tuple[str, int], Difference]:
+    """How far every method and size is from the whole training set."""
+    if FULL not in cells:
+        return {}
+    full = cells[FULL]["value"].to_numpy()
+    return {key: distance(full, _means(part)) for key, part in cells.items() if key != FULL}
+
+
+def _means(part: pd.DataFrame) -> np.ndarray:
+    return dataset_means(part["value"].to_numpy(), part["dataset"].to_numpy())
+
+
+def _paired_means(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the data sets, and over the seeds, that both have."""
+    index = ["dataset", "seed"]
+    pairs = first.merge(second, on=index)
+    datasets = pairs["dataset"].to_numpy()
+    return dataset_means(pairs["value_x"].to_numpy(), datasets), dataset_means(pairs["value_y"].to_numpy(), datasets)

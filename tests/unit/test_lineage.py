@@ -1,0 +1,244 @@
+"""What is in an artifact's key and what is not."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dilm import lineage
+from dilm.cells import cell_science
+from dilm.config import METHODS, Config, GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
+from dilm.errors import MissingArtifactError
+from dilm.keys import content_key
+
+STAGES = ("pretrain", "match", "candidates", "dataset")
+ALL = (*STAGES, "protocol")
+FROM_MATCH = STAGES[1:]
+FROM_CANDIDATES = STAGES[2:]
+NONE: tuple[str, ...] = ()
+
+
+def learner(name: str = "tiny", built: str = "tiny-bert") -> LearnerConfig:
+    return LearnerConfig(name=name, source=SourceConfig(built=built))
+
+
+def tiny_config(**changes: Any) -> Config:
+    """A whole configuration with models built in code; `changes` by key, with __ for the dots."""
+    config = Config(
+        task=TaskConfig(name="tiny", fields=["sentence"], labels=["no", "yes"], built="tiny"),
+        generator=GeneratorConfig(name="tiny", source=SourceConfig(built="tiny-gpt2")),
+        learner=learner(),
+    )
+    config.match.learner, config.generate.encoder = learner(), learner()
+    for key, value in changes.items():
+        part: Any = config
+        *parents, name = key.split("__")
+        for parent in parents:
+            part = getattr(part, parent)
+        assert hasattr(part, name), key
+        setattr(part, name, copy.deepcopy(value))
+    return config
+
+
+def keys(config: Config, data_hash: str = "rows", dev_hash: str = "dev") -> dict[str, str]:
+    made = {stage: getattr(lineage, f"{stage}_artifact")(config, data_hash).key for stage in STAGES}
+    return {**made, "protocol": content_key(cell_science(config, dev_hash))}
+
+
+def changed_stages(before: dict[str, str], after: dict[str, str]) -> tuple[str, ...]:
+    return tuple(stage for stage in ALL if before[stage] != after[stage])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", 1, ALL),
+        ("precision", "fp32", ALL),
+        ("task__name", "other", STAGES),
+        ("task__fields", ["text"], STAGES),
+        ("task__labels", ["yes", "no"], STAGES),
+        ("task__max_length", 40, STAGES),
+        ("task__metric", "accuracy_f1", ("protocol",)),
+        ("data__valid_rows", 10, STAGES),
+        ("generator__source", SourceConfig(hub="someone/gpt@12ab"), STAGES),
+        ("generator__dropout", 0.0, STAGES),
+        ("pretrain__steps", 7, STAGES),
+        ("pretrain__batch", 7, STAGES),
+        ("pretrain__optimizer__lr", 7.0, STAGES),
+        ("match__outer_steps", 7, FROM_MATCH),
+        ("match__optimizer__warmup", 0.7, FROM_MATCH),
+        ("match__learner_optimizer__lr", 7.0, FROM_MATCH),
+        ("match__learner_dropout", True, FROM_MATCH),
+        ("match__representative", False, FROM_MATCH),
+        ("match__real_candidates", 7, FROM_MATCH),
+        ("match__nll_average", "padded", FROM_MATCH),
+        ("match__learner", learner(built="tiny-gpt2"), FROM_MATCH),
+        ("match__learner__pooling", "mean", FROM_MATCH),
+        ("match__learner__max_length", 7, FROM_MATCH),
+        ("generate__top_p", 0.5, FROM_MATCH),
+        ("generate__batch", 7, FROM_CANDIDATES),
+        ("generate__pool", "shared", FROM_CANDIDATES),
+        ("generate__oversample", 7, FROM_CANDIDATES),
+        ("generate__selection", "none", ("dataset",)),
+        ("generate__selection", "herding", ("dataset",)),
+        ("match__parameters", "all", FROM_MATCH),
+        ("match__fresh_learner", False, FROM_MATCH),
+        ("match__lm_weight", 0.1, FROM_MATCH),
+        ("generate__encoder__embedding", "mean", ("dataset",)),
+        ("dpc", 7, FROM_CANDIDATES),
+        ("n_datasets", 7, FROM_CANDIDATES),
+        ("learner", learner(built="tiny-gpt2"), ("protocol",)),
+        ("learner__pooling", "mean", ("protocol",)),
+        ("learner__freeze_encoder", True, ("protocol",)),
+        ("evaluate__steps", 7, ("protocol",)),
+        ("evaluate__batch", 7, ("protocol",)),
+        ("evaluate__optimizer__lr", 7.0, ("protocol",)),
+    ],
+)
+def test_a_scientific_key_changes_what_it_determines(key: str, value: object, expected: tuple[str, ...]) -> None:
+    assert changed_stages(keys(tiny_config()), keys(tiny_config(**{key: value}))) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("root", "/elsewhere"),
+        ("cache", "/elsewhere"),
+        ("device", "cuda"),
+        ("threads", 7),
+        ("tracking", "mlflow"),
+        ("tracking_uri", "http://localhost"),
+        ("force", True),
+        ("stages", ["match"]),
+        ("n_seeds", 7),
+        ("evaluate__n_datasets", 1),
+        ("evaluate__full__epochs", 7),  # of method=full alone
+        ("evaluate__head_lr", 7.0),  # counts where the encoder is frozen alone
+        ("task__path", "/elsewhere"),
+        ("task__folder", "OTHER"),
+        ("task__train", "other.tsv"),
+        ("task__hub", "someone/rows@1"),
+        ("task__built", None),
+        ("data__fallback", "sst2"),
+        ("engine__name", "zero3"),
+        ("engine__deepspeed", {"zero_optimization": {"stage": 3}}),
+        ("engine__accumulate", 7),
+        ("engine__gradient_checkpointing", True),
+        ("checkpoint__steps", 7),
+        ("checkpoint__minutes", None),
+        ("generator__name", "another name"),
+        ("learner__name", "another name"),
+        ("match__learner__name", "another name"),
+        ("generate__encoder__name", "another name"),
+        ("pretrain__log_every", 7),
+        ("pretrain__valid_every", 7),
+        ("match__log_every", 7),
+        ("match__monitor_every", 7),
+        ("match__monitor_dpc", 7),
+        ("match__monitor_states", [7]),
+        ("generate__pool_dpc", 7),  # of shared pools alone
+    ],
+)
+def test_paths_logging_and_names_are_in_no_key(key: str, value: object) -> None:
+    assert changed_stages(keys(tiny_config()), keys(tiny_config(**{key: value}))) == NONE
+
+
+def test_the_rows_content_is_in_the_keys() -> None:
+    base = keys(tiny_config())
+    assert changed_stages(base, keys(tiny_config(), data_hash="other rows")) == STAGES
+    assert changed_stages(base, keys(tiny_config(), dev_hash="other dev")) == ("protocol",)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value", "expected"),
+    [
+        ("random", "pretrain__steps", 7, ("pretrain", "match", "candidates")),
+        ("random", "generate__encoder__embedding", "mean", NONE),
+        ("random", "generate__real_candidates", 7, ("dataset",)),
+        ("k_centers", "generate__encoder__embedding", "mean", ("dataset",)),
+        ("k_centers", "generate__selection", "none", NONE),
+        ("herding", "generate__encoder__embedding", "mean", ("dataset",)),
+        ("rank", "generate__encoder__embedding", "mean", NONE),
+        ("rank", "generate__real_candidates", 7, FROM_CANDIDATES),
+        ("rank", "generate__pool_dpc", 7, NONE),
+        ("rank", "match__outer_steps", 7, FROM_MATCH),
+        ("full", "dpc", 7, ("candidates",)),
+        ("full", "n_datasets", 7, ("candidates",)),
+        ("full", "evaluate__full__epochs", 7, ("protocol",)),
+        ("full", "evaluate__full__optimizer__lr", 7.0, ("protocol",)),
+        ("full", "evaluate__steps", 7, NONE),
+        ("lm", "match__outer_steps", 7, ("match",)),
+        ("lm", "pretrain__steps", 7, STAGES),
+    ],
+)
+def test_a_method_depends_on_its_own_parents_alone(
+    method: str, key: str, value: object, expected: tuple[str, ...]
+) -> None:
+    before, after = keys(tiny_config(method=method)), keys(tiny_config(method=method, **{key: value}))
+    assert changed_stages(before, after) == expected
+
+
+def test_one_shared_pool_serves_every_size() -> None:
+    shared = {"generate__pool": "shared"}
+    base = keys(tiny_config(**shared))
+    assert changed_stages(base, keys(tiny_config(dpc=7, n_datasets=7, **shared))) == ("dataset",)
+    assert changed_stages(base, keys(tiny_config(generate__pool_dpc=7, **shared))) == FROM_CANDIDATES
+    assert changed_stages(base, keys(tiny_config(generate__oversample=7, **shared))) == NONE
+
+
+def test_the_heads_learning_rate_counts_where_the_encoder_is_frozen() -> None:
+    frozen = {"learner__freeze_encoder": True}
+    base = keys(tiny_config(**frozen))
+    assert changed_stages(base, keys(tiny_config(evaluate__head_lr=7.0, **frozen))) == ("protocol",)
+    assert changed_stages(base, keys(tiny_config(evaluate__optimizer__lr=7.0, **frozen))) == NONE
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"), [("pretrain", STAGES), ("match", FROM_MATCH), ("evaluate", ("protocol",))]
+)
+def test_a_stages_version_is_in_the_keys(
+    monkeypatch: pytest.MonkeyPatch, stage: str, expected: tuple[str, ...]
+) -> None:
+    before = keys(tiny_config())
+    monkeypatch.setitem(lineage.STAGE_VERSION, stage, 99)
+    assert changed_stages(before, keys(tiny_config())) == expected
+
+
+def test_methods_and_stages_have_keys_of_their_own() -> None:
+    datasets = {keys(tiny_config(method=method))["dataset"] for method in METHODS if method != "published"}
+    assert len(datasets) == len(METHODS) - 1
+    assert len(set(keys(tiny_config()).values())) == 5
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("pretrain", "lm-tiny"), ("match", "dilm-tiny"), ("candidates", "candidates-dilm"), ("dataset", "dilm-dpc20")],
+)
+def test_a_folder_is_named_for_people_and_by_its_key(stage: str, name: str) -> None:
+    artifact = getattr(lineage, f"{stage}_artifact")(tiny_config(root="/root"), "rows")
+    assert artifact.folder == Path("/root") / "tiny" / f"{name}-{artifact.key}"
+    assert content_key(artifact.science) == artifact.key
+
+
+def test_the_generator_of_a_method() -> None:
+    for method, stage in (("lm", "pretrain"), ("dilm", "match"), ("rank", "match")):
+        config = tiny_config(method=method)
+        assert lineage.generator_artifact(config, "rows").key == keys(config)[stage]
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [
+        ("pretrain", r"python -m dilm\.train with the same keys"),
+        ("match", r"python -m dilm\.train with the same keys"),
+        ("candidates", r"python -m dilm\.generate with the same keys"),
+        ("dataset", r"python -m dilm\.generate with the same keys"),
+    ],
+)
+def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path, stage: str, command: str) -> None:
+    artifact = getattr(lineage, f"{stage}_artifact")(tiny_config(root=str(tmp_path)), "rows")
+    with pytest.raises(MissingArtifactError, match=rf"{artifact.key} is not there yet\. Make it with: {command}"):
+        artifact.require()
+    artifact.folder.mkdir(parents=True)
+    assert artifact.require() == artifact.folder
