@@ -8,6 +8,8 @@ from dilm.keys import content_key
 from dilm.lineage import STAGE_VERSION, dataset_artifact, learner_science
 from dilm.published import published_files
 from dilm.results import Row, cell_key
+from dilm.sources import source_id
+from dilm.text import PROMPT_VERSION, label_words
 
 
 def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
@@ -23,6 +25,14 @@ def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
     }
     if config.evaluator == "words":
         return science
+    if config.evaluator == "icl":
+        llm = source_id(config.llm.source) | {"four_bit": config.llm.four_bit}
+        prompt = {
+            "version": PROMPT_VERSION,
+            "fields": config.task.fields,
+            "words": label_words(config.task.labels, config.task.words),
+        }
+        return science | {"llm": llm, "prompt": prompt, "icl": plain(config.icl), "precision": config.precision}
     frozen = config.learner.freeze_encoder
     return science | {
         "learner": learner_science(config.learner) | {"freeze_encoder": frozen},
@@ -61,20 +71,26 @@ def name_of(config: Config) -> str:
     return f"{name}, {config.variant}" if config.variant else name
 
 
+def _learnt_by(config: Config) -> tuple[str, str]:
+    """What rows call the evaluator, and the model."""
+    if config.evaluator == "finetune":
+        return "frozen" if config.learner.freeze_encoder else "finetune", config.learner.name
+    return config.evaluator, config.llm.name if config.evaluator == "icl" else "words"
+
+
 def evaluation_cells(config: Config, data_hash: str, dev_hash: str) -> list[Row]:
     """Rows without a value, one for each cell that the configuration names, data set by data set."""
     source = dataset_artifact(config, data_hash)
     science, protocol = cell_science(config, dev_hash), content_key(protocol_science(config, dev_hash))
-    words, full = config.evaluator == "words", config.method == "full"
+    full = config.method == "full"
     if full:
         protocol += "/" + content_key({"source": source.key, **science})
+    evaluator, model = _learnt_by(config)
     blank = Row(
         key="", task=config.task.results or config.task.name, method=name_of(config), dpc=0 if full else config.dpc,
-        dataset=0, seed=0,
-        evaluator="words" if words else "frozen" if config.learner.freeze_encoder else config.evaluator,
-        model="words" if words else config.learner.name, metric=config.task.metric, value=None, status="failed",
+        dataset=0, seed=0, evaluator=evaluator, model=model, metric=config.task.metric, value=None, status="failed",
         source_key=source.key, protocol=protocol, data_hash=dev_hash,
-        steps=0 if words or full else config.evaluate.steps, pool=config.generate.pool,
+        steps=config.evaluate.steps if config.evaluator == "finetune" and not full else 0, pool=config.generate.pool,
         dev_rows=config.evaluate.dev_rows,
     )  # fmt: skip
     n_datasets = n_datasets_of(config)

@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "generate.encoder.embedding": ("cls", "mean", "last"),
     "generate.pool": ("fresh", "shared"),
     "generate.selection": ("k_centers", "herding", "none"),
+    "icl.calibrate": ("none", "contextual"),
     "engine.name": ENGINES,
 }
 
@@ -64,7 +65,7 @@ AT_LEAST_ONE = (
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
-    "evaluate.dev_rows evaluate.full.epochs evaluate.full.batch "
+    "evaluate.dev_rows icl.max_length evaluate.full.epochs evaluate.full.batch "
     "task.max_length learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes "
     "launcher.tasks launcher.cpus launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job "
     "site.cpus site.mem_gb site.max_array_size"
@@ -78,7 +79,7 @@ POSITIVE = (
 ).split()
 
 NOT_NEGATIVE = (
-    "data.valid_rows pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
+    "data.valid_rows icl.shots pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
     "pretrain.optimizer.warmup match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup "
     "launcher.gpus launcher.max_requeues site.gpus site.signal_seconds"
 ).split()
@@ -127,6 +128,21 @@ def check(config: Config) -> None:
             f"have the cells 0 to {n_cells - 1}."
         )
     _check_task(config.task)
+    _check_icl(config)
+
+
+def _check_icl(config: Config) -> None:
+    if config.evaluator != "icl":
+        return
+    if not config.llm.name:
+        raise ConfigError("evaluator=icl needs a language model to read the prompts; choose one, such as llm=smollm2.")
+    if config.method == "full":
+        raise ConfigError("method=full with evaluator=icl: a whole training set is no prompt; leave one of them away.")
+    if config.icl.shots is not None and config.icl.shots > config.dpc:
+        raise ConfigError(
+            f"icl.shots is {config.icl.shots}, but the data sets have only dpc={config.dpc} texts a class; "
+            "lower the one or raise the other."
+        )
 
 
 def _check_task(task: TaskConfig) -> None:
@@ -137,9 +153,11 @@ def _check_task(task: TaskConfig) -> None:
             f"task.metric {task.metric!r} is for two labels, and task {task.name!r} has {len(task.labels)}; take "
             "macro_f1 or accuracy."
         )
-    if task.words and (len(task.words) != len(task.labels) or len(set(task.words)) < len(task.words)):
+    distinct = {word.strip() for word in task.words} - {""}
+    if task.words and not len(distinct) == len(task.words) == len(task.labels):
         raise ConfigError(
-            f"task.words {task.words} must be {len(task.labels)} different words, one for each of {task.labels}."
+            f"task.words is {task.words}; it must be a word for each of the {len(task.labels)} labels, all different, "
+            "or empty for the labels themselves."
         )
     if task.hub_labels and not set(task.hub_labels) <= set(range(len(task.labels))):
         raise ConfigError(f"task.hub_labels {task.hub_labels} must be indices into task.labels {task.labels}.")

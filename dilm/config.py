@@ -20,7 +20,7 @@ GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
 WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
 STAGES = ("pretrain", "match")
-EVALUATORS = ("finetune", "words")
+EVALUATORS = ("finetune", "icl", "words")
 ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 METRICS = ("accuracy", "f1", "accuracy_f1", "matthews", "macro_f1")
 TWO_LABEL_METRICS = ("f1", "accuracy_f1")
@@ -106,6 +106,7 @@ class LlmConfig:
 
     name: str = ""  # none
     source: SourceConfig = field(default_factory=SourceConfig)
+    four_bit: bool = False  # NF4 weights, as the authors had them: on a GPU, with bitsandbytes
 
 
 @dataclass
@@ -211,6 +212,16 @@ class EvaluateConfig:
 
 
 @dataclass
+class IclConfig:
+    """In-context learning: a data set's texts as demonstrations in a prompt (evaluator=icl)."""
+
+    shots: int | None = None  # demonstrations a class; null: all, dpc; 0: none
+    normalise: bool = False  # a label word's log-likelihood a token, rather than its sum
+    calibrate: str = "none"  # contextual: less what the word is given for texts without content
+    max_length: int = 1024  # tokens of a prompt, never more than the model reads; the oldest demonstrations go first
+
+
+@dataclass
 class EngineConfig:
     """What takes the generator's training steps."""
 
@@ -243,6 +254,7 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     published: PublishedConfig = field(default_factory=PublishedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    icl: IclConfig = field(default_factory=IclConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     site: SiteConfig = field(default_factory=SiteConfig)
@@ -250,7 +262,7 @@ class Config:
     stages: list[str] = field(default_factory=lambda: ["pretrain", "match"])  # what `train` runs
     method: str = "dilm"
     variant: str = ""  # what tables call this way of doing the method, behind its name
-    evaluator: str = "finetune"  # the learner; or words, a linear model of word counts: no torch, no download
+    evaluator: str = "finetune"  # the learner; icl: the llm; words: a linear model of word counts, without torch
     dpc: int = 20  # texts a class
     n_datasets: int = 20
     n_seeds: int = 5  # learners trained on each data set

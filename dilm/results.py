@@ -34,7 +34,7 @@ class Row:
     dpc: int
     dataset: int
     seed: int
-    evaluator: str  # finetune, frozen, words
+    evaluator: str  # finetune, frozen, icl, words
     model: str
     metric: str
     value: float | None  # in percent

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from dilm.results import Row
 from dilm.statistics import Difference, Summary, dataset_means, distance, holm, paired_difference, summarise
 
 SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # rows that one table may hold
+HOW = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}  # a model learns
 FULL = ("full", 0)  # method and size of the whole training set
 
 
@@ -32,7 +34,9 @@ class Table:
     @property
     def title(self) -> str:
         """What the table is of."""
-        how = "frozen encoder" if self.evaluator == "frozen" else "fine-tuned"
+        how = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}.get(
+            self.evaluator, self.evaluator
+        )
         apart = f", protocol {self.protocol}" if self.protocol else ""
         return f"{self.task}, {self.model} ({how}), {self.metric}{apart}"
 
@@ -105,12 +109,12 @@ def comparisons(methods: set[str]) -> list[tuple[str, str]]:
 def _differences(cells: Cells) -> dict[tuple[str, str, int], Difference]:
     """Paired differences at every size; their p values are corrected as one family."""
     found = {}
-    for first, second in comparisons({method for method, _ in cells}):
-        for dpc in sorted({dpc for _, dpc in cells}):
-            if (first, dpc) in cells and (second, dpc) in cells:
-                means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
-                if len(means):
-                    found[first, second, dpc] = paired_difference(means, other_means)
+    sizes = sorted({dpc for _, dpc in cells})
+    for (first, second), dpc in product(comparisons({method for method, _ in cells}), sizes):
+        if (first, dpc) in cells and (second, dpc) in cells:
+            means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
+            if len(means):
+                found[first, second, dpc] = paired_difference(means, other_means)
     corrected = holm(np.array([difference.p_value for difference in found.values()]))
     pairs = zip(found.items(), corrected, strict=True)
     return {key: replace(difference, p_holm=float(p_value)) for (key, difference), p_value in pairs}

@@ -1,4 +1,4 @@
-"""How a labelled text is written for the generator, and how what it writes is read back.
+"""How a labelled text is written for the generator, how what it writes is read back, and how a prompt shows it.
 
 One text is the token sequence `<bos_y> sentence [<sep> sentence2] <eos>` (paper, section 3.1). Control tokens live
 among the token ids alone: a text that happens to contain the characters "<sep>" is tokenised as ordinary text.
@@ -91,3 +91,18 @@ def parse_text(
 def fold_space(text: str) -> str:
     """Runs of white space become one blank, the ends are trimmed: the form in which data sets are kept."""
     return " ".join(text.split())
+
+
+PROMPT_VERSION = 1  # raised when what follows changes
+LABEL_CUE = "label:"  # a blank and the label word come after it
+DEMONSTRATION_END = "\n\n"
+
+
+def prompt_text(names: Sequence[str], text: Sequence[str]) -> str:
+    """A text as a prompt shows it, a line for each of its named fields, up to where the label word goes."""
+    return "".join(f"{name}: {value}\n" for name, value in zip(names, text, strict=True)) + LABEL_CUE
+
+
+def label_words(labels: Sequence[str], words: Sequence[str]) -> list[str]:
+    """What a prompt calls the labels: `words`, or where there are none, the labels with `_` as a blank."""
+    return list(words) or [label.replace("_", " ") for label in labels]

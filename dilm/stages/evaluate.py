@@ -66,6 +66,10 @@ def _predictor(config: Config, datasets: list[TextTable], dev: TextTable, cache:
         from dilm import words
 
         return words.predictor(dev)
+    if config.evaluator == "icl":
+        from dilm import icl
+
+        return icl.predictor(config, dev, cache)
     from dilm import finetune
 
     return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, datasets, dev, cache)
