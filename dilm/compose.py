@@ -128,7 +128,7 @@ UNSWEPT = {"train": ("method", "dpc", "n_datasets", *LATER_KEYS), "generate": LA
 
 
 def with_sweep(arguments: Sequence[str], command: str = "") -> list[str]:
-    """The keys that an experiment sweeps (`hydra.sweeper.params`), then those given, which stand for theirs."""
+    """The keys given, and what an experiment sweeps besides (`hydra.sweeper.params`)."""
     chosen = [argument for argument in arguments if argument.startswith("experiment=")]
     if not chosen:
         return list(arguments)
@@ -136,7 +136,7 @@ def with_sweep(arguments: Sequence[str], command: str = "") -> list[str]:
     given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
     unswept = UNSWEPT.get(command, ())
     swept = [key for key in params if key not in given and key.partition(".")[0].partition("@")[0] not in unswept]
-    return [*(f"{key}={params[key]}" for key in swept), *arguments]
+    return [*arguments, *(f"{key}={params[key]}" for key in swept)]
 
 
 def sweep(arguments: Sequence[str]) -> list[list[str]]:

@@ -124,13 +124,13 @@ def test_an_experiments_sweep_is_taken_up_where_no_key_is_given() -> None:
     assert with_sweep(["dpc=5"]) == ["dpc=5"]
     assert with_sweep(["experiment=tiny"]) == ["experiment=tiny"]
     given = ["experiment=paper/table1", "task=sst2", "dpc=7"]
-    assert with_sweep(given) == ["method=random,k_centers,herding,rank,lm,dilm,full", *given]
+    assert with_sweep(given) == [*given, "method=random,k_centers,herding,rank,lm,dilm,full"]
     assert with_sweep(given, "train") == given, "a generator is the same for every method"
     assert with_sweep(["experiment=paper/table2_cross_model"], "generate") == [
+        "experiment=paper/table2_cross_model",
         "task=sst2,qqp,mnli",
         "method=random,k_centers,dilm",
         "dpc=5,10,20",
-        "experiment=paper/table2_cross_model",
     ]
 
 
