@@ -148,6 +148,13 @@ def _check_icl(config: Config) -> None:
 def _check_task(task: TaskConfig) -> None:
     if not task.fields or len(task.labels) < 2:
         raise ConfigError(f"task {task.name!r} needs at least one field and two labels; see conf/task/sst2.yaml.")
+    if twice := [label for index, label in enumerate(task.labels) if label in task.labels[:index]]:
+        raise ConfigError(f"task.labels names {twice[0]!r} twice; every label has a name of its own.")
+    if task.hub_fields and len(task.hub_fields) != len(task.fields):
+        raise ConfigError(
+            f"task.hub_fields has {len(task.hub_fields)} columns; there must be one for each of task.fields "
+            f"({', '.join(task.fields)}), or none where they have the same names."
+        )
     if task.metric in TWO_LABEL_METRICS and len(task.labels) > 2:
         raise ConfigError(
             f"task.metric {task.metric!r} is for two labels, and task {task.name!r} has {len(task.labels)}; take "

@@ -107,7 +107,9 @@ def one_line(error: Exception) -> str:
 
 def with_fallback(config: Config) -> Config:
     """The configuration with `data.fallback`'s task where the chosen task's rows are nowhere to be had."""
-    if config.data.fallback is None or find_place(config.task, "train", cache_folder(config.cache)) is not None:
+    if config.data.fallback is None:
+        return config
+    if all(find_place(config.task, split, cache_folder(config.cache)) for split in ("train", "dev")):
         return config
     print(f"no rows of task {config.task.name!r} can be had here; taking {config.data.fallback!r}", file=sys.stderr)
     return dataclasses.replace(config, task=load_task(config.data.fallback))

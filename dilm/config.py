@@ -46,10 +46,9 @@ class TaskConfig:
     """A text-classification task: where its rows are and what they mean."""
 
     name: str = "???"
-    results: str = ""  # what evaluations are reported under, where dev is not the usual one; empty: the name
     fields: list[str] = field(default_factory=list)  # text columns, in the order in which they are joined
-    label: str = "label"  # the column of labels: indices into `labels`, or their names
     labels: list[str] = field(default_factory=list)  # class names
+    label: str = "label"  # the column of labels: indices into `labels`, or their names
     words: list[str] = field(default_factory=list)  # of the labels in a prompt; empty: their names
     metric: str = "accuracy"  # accuracy; f1, of label 1; accuracy_f1, their mean (QQP); matthews; macro_f1
     folder: str = ""  # folder below the data root
@@ -67,6 +66,7 @@ class TaskConfig:
     sha256: str | None = None  # of that package's file
     built: str | None = None  # rows made in code
     max_length: int = 128  # tokens of a generated text, control tokens included
+    results: str = ""  # what evaluations are reported under, where dev is not the usual one; empty: the name
 
 
 @dataclass

@@ -41,9 +41,7 @@ def find_place(task: TaskConfig, split: str, cache: Path) -> Place | None:
     """
     if task.path is not None:
         return Place("folder", task.path)
-    roots = [Path(os.environ["DILM_DATA"])] if os.environ.get("DILM_DATA") else []
-    folders = [root / task.folder for root in [*roots, SHARED_DATA] if task.folder and (root / task.folder).is_dir()]
-    for folder in folders:
+    for folder in _folders(task):
         if _file_in(folder, task, split) is not None:
             return Place("folder", str(folder))
     if task.built is not None:
@@ -52,13 +50,21 @@ def find_place(task: TaskConfig, split: str, cache: Path) -> Place | None:
         return Place("package", task.package)
     if task.hub is not None and (_hub_file(task, split, cache).is_file() or hub_reachable()):
         return Place("hub", str(task.hub))
-    return Place("folder", str(folders[0])) if folders else None
+    return None
+
+
+def _folders(task: TaskConfig) -> list[Path]:
+    """The task's folders below the data roots."""
+    roots = [Path(os.environ["DILM_DATA"])] if os.environ.get("DILM_DATA") else []
+    return [root / task.folder for root in [*roots, SHARED_DATA] if task.folder and (root / task.folder).is_dir()]
 
 
 def load_split(task: TaskConfig, split: str, cache: Path) -> TextTable:
     """The rows of split `train` or `dev`. Raises DataError or SourceError."""
     place = find_place(task, split, cache)
     if place is None:
+        for folder in _folders(task):
+            _split_file(folder, task, split)  # which tells what file is missing
         tried = f"task.path is not set, $DILM_DATA and {SHARED_DATA.parent.name}/data have no {task.folder!r}"
         raise DataError(f"task {task.name!r}: no rows found: {tried}, and the hub can't be reached. Set one of them.")
     if place.kind == "folder":
@@ -170,8 +176,14 @@ def _fetch_hub_rows(task: TaskConfig, split: str) -> tuple[list[tuple[str, ...]]
         known = ", ".join(rows.column_names)
         raise SourceError(f"task {task.name!r}: {task.hub} has no column {missing[0]!r}, but {known}.")
     columns = [rows[name] for name in wanted[:-1]]
-    labels = [task.hub_labels[label] if task.hub_labels else label for label in rows[task.hub_label]]
-    return [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)], labels
+    label_of = dict(enumerate(task.hub_labels or range(len(task.labels))))
+    if unknown := set(rows[task.hub_label]) - set(label_of):
+        raise SourceError(
+            f"task {task.name!r}: a row of {task.hub} has label {unknown.pop()!r}; task.hub_labels (else task.labels) "
+            f"says what 0 to {len(label_of) - 1} are, and no more."
+        )
+    texts = [tuple(fold_space(value) for value in values) for values in zip(*columns, strict=True)]
+    return texts, [label_of[label] for label in rows[task.hub_label]]
 
 
 MOVIE_SNIPPETS = "movieReviewSnippets_GroundTruth.txt"

@@ -1,7 +1,4 @@
-"""Tables of labelled texts, and the files that they are read from: TSV, CSV and JSON lines. Torch-free.
-
-Columns are found by name, others are left alone. A label is an index into the task's labels, or one of their names.
-"""
+"""Tables of labelled texts with one index by label, and how they are read from TSV, CSV and JSON-lines files."""
 
 import csv
 import gzip
@@ -14,15 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dilm.config import TaskConfig
-from dilm.errors import DataError, did_you_mean
+from dilm.errors import DataError
 from dilm.text import fold_space
-
-CELL_BYTES = 1 << 27  # the longest cell of a CSV file; the csv module's own limit is 128 KiB
 
 
 @dataclass(frozen=True)
@@ -65,119 +59,131 @@ def table(fields: Sequence[str], texts: list[tuple[str, ...]], labels: Sequence[
     return TextTable(tuple(fields), texts, np.asarray(labels, dtype=np.int64))
 
 
-Rows = Iterator[tuple[int, list[Any]]]  # line in the file, and the values of the task's columns, the label last
-
-
 def read_table(path: Path, task: TaskConfig) -> TextTable:
-    """Read a file, `.gz` or not, by its suffix: `.tsv` (no quoting), `.csv` or `.jsonl`.
+    """Read a file of labelled texts, plain or .gz, by its ending. Raises DataError with file and line.
 
-    Raises DataError, which names file and line, for whatever is not a row of the task.
+    `.tsv`: a header, no quoting, texts as they are. `.csv`: a header, quotes as Python's csv module and spreadsheets
+    write them. `.jsonl`: one object a line. White space in the last two is folded. Columns are found by name, others
+    are ignored; the label is its index or its name.
     """
-    form = path.name.removesuffix(".gz").rpartition(".")[2]
-    if form not in FORMATS:
-        raise DataError(f"{path}: a file's name must end in .{', .'.join(FORMATS)}, or one of these and .gz.")
-    known = {str(index): index for index in range(len(task.labels))}
-    known |= {name: index for index, name in enumerate(task.labels) if name not in known}
+    ending = path.name.removesuffix(".gz").rpartition(".")[2]
+    if ending not in _READERS:
+        raise DataError(f"{path}: the ending tells the format; it must be {', '.join(_READERS)}, or one with .gz.")
+    known = _known_labels(task)
     texts, labels = [], []
-    for number, values in FORMATS[form](_decoded(path), task, path):
-        *text, label = values
-        where = f"{path}, line {number}"
-        if (index := known.get(str(label))) is None:
-            allowed = f"0 to {len(task.labels) - 1} ({', '.join(task.labels)})"
-            raise DataError(f"{where}: label {label!r}; it must be {allowed}, or one of these names.")
-        texts.append(tuple(_checked(task.fields, text, where)))
-        labels.append(index)
+    for number, (*text, label) in _READERS[ending](_decoded(path), [*task.fields, task.label], path):
+        if label not in known:
+            numbers = "" if len(known) == len(task.labels) else f"0 to {len(task.labels) - 1}, or one of "
+            allowed = f"{numbers}{', '.join(task.labels)}"
+            raise DataError(f"{path}, line {number}: label {label!r}; it must be {allowed}.")
+        if not all(map(str.strip, text)):
+            name = next(name for name, value in zip(task.fields, text, strict=True) if not value.strip())
+            raise DataError(f"{path}, line {number}: field {name!r} is empty; remove the row.")
+        texts.append(tuple(text))
+        labels.append(known[label])
     return table(task.fields, texts, labels)
 
 
-def _checked(fields: Sequence[str], text: list[Any], where: str) -> list[str]:
-    for name, value in zip(fields, text, strict=True):
-        if not isinstance(value, str):
-            raise DataError(f"{where}: field {name!r} is {value!r}; it must be a text.")
-        if not value or value.isspace():
-            raise DataError(f"{where}: field {name!r} is empty; remove the row.")
-    return text
+def _known_labels(task: TaskConfig) -> dict[str, int]:
+    """What a row's label may be: its index or its name; its name alone where a name is a number, as of stars."""
+    names = {name: index for index, name in enumerate(task.labels)}
+    numbers = {} if any(map(str.isdecimal, names)) else {str(index): index for index in names.values()}
+    return numbers | names
 
 
 def _decoded(path: Path) -> str:
+    """The file's characters, without the mark that some programs put first."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            raw = stream.read()
+            content = stream.read()
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: can't be read ({error}). Fetch the file again.") from error
     try:
-        return raw.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        before = raw[: error.start]
-        place = error.start - before.rfind(b"\n") - 1
-        line = before.count(b"\n") + 1
+        line = content.count(b"\n", 0, error.start) + 1
+        place = error.start - content.rfind(b"\n", 0, error.start) - 1
         raise DataError(f"{path}, line {line}: not valid UTF-8 ({error.reason} at byte {place}).") from error
 
 
-def _columns(task: TaskConfig, head: list[str], path: Path) -> list[int]:
-    """Where a header has the task's fields and its label."""
-    wanted = [*task.fields, task.label]
-    if missing := [name for name in wanted if name not in head]:
-        found = ", ".join(head)[:80] or "an empty file"
-        raise DataError(
-            f"{path}, line 1: the header has no {missing[0]!r}, but {found}; the task's columns are "
-            f"{', '.join(wanted)} (task.fields, task.label)."
-        )
-    return [head.index(name) for name in wanted]
+Rows = Iterator[tuple[int, list[str]]]  # a row's first line in the file; its texts, then its label
 
 
-def _tsv(content: str, task: TaskConfig, path: Path) -> Rows:
-    """No quoting: a quotation mark is an ordinary character."""
+def _tsv(content: str, names: list[str], path: Path) -> Rows:
     lines = content.split("\n")
     if not lines[-1]:
         lines.pop()
-    head = lines[0].rstrip("\r").split("\t") if lines else []
-    columns = _columns(task, head, path)
+    header = lines[0].rstrip("\r").split("\t") if lines else []
+    columns = _columns(header, names, path, "tab")
     for number, line in enumerate(lines[1:], start=2):
         values = line.rstrip("\r").split("\t")
-        if len(values) != len(head):
-            raise DataError(
-                f"{path}, line {number}: {len(values)} tab-separated values; there must be {len(head)}, as in line 1."
-            )
+        if len(values) != len(header):
+            raise DataError(f"{path}, line {number}: {len(values)} tab-separated values; there must be {len(header)}.")
         yield number, [values[column] for column in columns]
 
 
-def _csv(content: str, task: TaskConfig, path: Path) -> Rows:
-    """With the usual quoting; a quoted text may run over several lines, which are folded as all white space is."""
-    csv.field_size_limit(CELL_BYTES)
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+def _csv(content: str, names: list[str], path: Path) -> Rows:
+    rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+    number = 1  # of the line that a row starts on: a quoted value may run over several
     try:
-        head = next(reader, [])
-        columns = _columns(task, head, path)
-        start = reader.line_num + 1
-        for values in reader:
-            if values and len(values) != len(head):
+        header = [name.strip() for name in next(rows, [])]
+        columns = _columns(header, names, path, "comma")
+        number = rows.line_num + 1
+        for values in rows:
+            if values and len(values) != len(header):
                 raise DataError(
-                    f"{path}, line {start}: {len(values)} comma-separated values; there must be {len(head)}, as in "
-                    "line 1."
+                    f"{path}, line {number}: {len(values)} comma-separated values; there must be {len(header)}."
                 )
-            if values:
-                yield start, [fold_space(values[column]) for column in columns]
-            start = reader.line_num + 1
+            if values:  # else an empty line
+                yield number, [fold_space(values[column]) for column in columns]
+            number = rows.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
+        raise DataError(f"{path}, line {number}: not valid CSV ({error}).") from error
 
 
-def _jsonl(content: str, task: TaskConfig, path: Path) -> Rows:
-    """One object a line."""
-    wanted = [*task.fields, task.label]
+def _columns(header: list[str], names: list[str], path: Path, separator: str) -> list[int]:
+    """Where the columns with these names are."""
+    for name in names:
+        if header.count(name) != 1:
+            found = f"the header {chr(9).join(header)[:80]!r}" if header else "an empty file"
+            raise DataError(
+                f"{path}, line 1: {found} has no column {name!r}, or several; the {separator}-separated header must "
+                f"have {', '.join(names)}, in any order (task.fields and task.label name them)."
+            )
+    return [header.index(name) for name in names]
+
+
+def _jsonl(content: str, names: list[str], path: Path) -> Rows:
     for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}).") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{path}, line {number}: {line[:40]!r} is no JSON object, as {{...}}.")
-        if missing := [name for name in wanted if name not in values]:
-            raise DataError(f"{path}, line {number}: no {missing[0]!r}.{did_you_mean(missing[0], values)}")
-        yield number, [fold_space(value) if isinstance(value, str) else value for value in map(values.get, wanted)]
+        if line.strip():
+            yield number, _object_values(line, names, f"{path}, line {number}")
 
 
-FORMATS: dict[str, Callable[[str, TaskConfig, Path], Rows]] = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}
+def _object_values(line: str, names: list[str], where: str) -> list[str]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({getattr(error, 'msg', error)}).") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {line.strip()[:40]!r}; there must be one object, {{...}}.")
+    if missing := [name for name in names if name not in row]:
+        found = ", ".join(row) or "nothing"
+        raise DataError(f"{where}: the keys are {found}; there must be {', '.join(names)}: {missing[0]!r} is missing.")
+    *texts, label = [row[name] for name in names]
+    for name, text in zip(names, texts, strict=False):
+        if not isinstance(text, str) or not _is_unicode(text):
+            raise DataError(f"{where}: field {name!r} is {json.dumps(text)[:40]}; it must be a string of text.")
+    label = label if isinstance(label, str) else json.dumps(label)
+    return [fold_space(value) for value in (*texts, label)]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written: JSON may escape halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_READERS: dict[str, Callable[[str, list[str], Path], Rows]] = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}

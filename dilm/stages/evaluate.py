@@ -130,7 +130,7 @@ def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable
     """One cell's row; its failure is in the row and stops nobody else, but what the user must mend is raised."""
     started = time.monotonic()
     try:
-        names = ("evaluate", cell.task, config.seed, cell.dataset, cell.seed)
+        names = ("evaluate", config.task.name, config.seed, cell.dataset, cell.seed)
         value, metrics = score(cell.metric, predict(dataset, names), dev.labels)
     except DilmError:
         raise

@@ -178,6 +178,20 @@ def test_the_parameters_to_match_are_checked(value: str) -> None:
         composed(f"match.parameters='{value}'")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.labels=[a,a]", r"task.labels names 'a' twice"),
+        ("task.hub_fields=[a,b]", r"task.hub_fields has 2 columns; there must be one for each of task.fields"),
+        ("task.hub_labels=[0,2]", r"task.hub_labels \[0, 2\] must be indices into task.labels"),
+        ("task=mnli task.metric=f1", r"task.metric 'f1' is for two labels, and task 'mnli' has 3; take macro_f1"),
+    ],
+)
+def test_a_task_that_means_nothing_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed(*override.split())
+
+
 def test_load_task_by_name() -> None:
     assert load_task("movie_snippets").package == "vaderSentiment==3.3.2"
     with pytest.raises(ConfigError, match=r"task 'moviesnippets' is unknown\. Did you mean 'movie_snippets'"):

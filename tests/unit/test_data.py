@@ -376,6 +376,18 @@ def test_the_hubs_columns_and_labels_become_the_tasks(tmp_path: Path, monkeypatc
         load_split(replace(task, hub_fields=[]), "dev", tmp_path / "cache")
 
 
+@pytest.mark.parametrize(("labels", "hub_labels"), [([0, -1], []), ([0, 2], []), ([0, 2], [1, 0]), ([-1, 0], [1, 0])])
+def test_a_label_that_the_hubs_rows_should_not_have_is_told(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, labels: list[int], hub_labels: list[int]
+) -> None:
+    rows = Dataset.from_dict({"sentence": ["a", "b"], "label": labels})
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    task = replace(ONE, hub="someone/rows@12ab", hub_labels=hub_labels)
+    with pytest.raises(SourceError, match=r"a row of someone/rows@12ab has label (-1|2); task.hub_labels \(else"):
+        load_split(task, "train", nowhere)
+
+
 def test_a_folder_without_a_splits_file_is_passed_over(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = nowhere / "ONE"
     folder.mkdir()
