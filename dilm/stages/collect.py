@@ -48,8 +48,8 @@ def markdown(tables: list[Table], failed: list[Row]) -> str:
         "# Results",
         "",
         "Mean ± standard deviation over models, and a 95% bootstrap interval of the mean over data sets.",
-        "Differences are paired over data sets; p is of a two-sided sign-flip permutation test, by Holm's method",
-        "corrected for the number of differences below one table. Above random: the gain at the same size.",
+        "Differences are paired over data sets; p is of a two-sided sign-flip permutation test, corrected by Holm's",
+        "method for the number of differences below one table.",
     ]
     for table in tables:
         lines += ["", f"## {table.title}", ""]
