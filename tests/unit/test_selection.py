@@ -26,6 +26,7 @@ def test_k_centers_takes_the_text_nearest_each_centroid(n: int, data: st.DataObj
     k = data.draw(st.integers(1, n - 1))
     points = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed % 2**31))
     chosen = k_centers(points, k, seed)
+    assert (chosen == k_centers(points, k, seed)).all()
     _, centroids = k_means(points, k, seed)
     free = set(range(n))
     for row, centroid in zip(chosen, centroids, strict=True):
