@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from dilm.config import Config, plain
-from dilm.keys import content_key
+from dilm.errors import ConfigError
+from dilm.keys import content_key, without
 from dilm.lineage import STAGE_VERSION, dataset_artifact, learner_science
 from dilm.published import published_files
 from dilm.results import Row, cell_key
@@ -51,11 +52,7 @@ def cell_science(config: Config, dev_hash: str) -> dict[str, Any]:
     full = plain(config.evaluate.full)
     if config.learner.freeze_encoder:
         full["optimizer"]["lr"] = config.evaluate.head_lr
-    return _without(protocol, "steps", "batch", "optimizer") | full
-
-
-def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in part.items() if name not in names}
+    return without(protocol, "steps", "batch", "optimizer") | full
 
 
 def n_datasets_of(config: Config) -> int:
@@ -100,4 +97,9 @@ def evaluation_cells(config: Config, data_hash: str, dev_hash: str) -> list[Row]
         for seed in range(config.n_seeds)
     ]
     wanted = config.evaluate.cells
+    if beyond := [number for number in wanted or [] if not 0 <= number < len(cells)]:
+        raise ConfigError(
+            f"evaluate.cells names {beyond[0]}, but {len(cells) // config.n_seeds} data sets x {config.n_seeds} seeds "
+            f"have the cells 0 to {len(cells) - 1}."
+        )
     return cells if wanted is None else [cells[index] for index in wanted]

@@ -121,12 +121,6 @@ def check(config: Config) -> None:
             f"evaluate.n_datasets is {wanted}, but only n_datasets={config.n_datasets} data sets are made; "
             "lower the one or raise the other."
         )
-    n_cells = (wanted or config.n_datasets) * config.n_seeds
-    if beyond := [cell for cell in config.evaluate.cells or [] if not 0 <= cell < n_cells]:
-        raise ConfigError(
-            f"evaluate.cells names {beyond[0]}, but {wanted or config.n_datasets} data sets x {config.n_seeds} seeds "
-            f"have the cells 0 to {n_cells - 1}."
-        )
     _check_task(config.task)
     _check_icl(config)
 

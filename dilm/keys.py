@@ -19,6 +19,11 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:KEY_LENGTH]
 
 
+def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The entries of other names: what of a configuration's part belongs into a key."""
+    return {name: value for name, value in part.items() if name not in names}
+
+
 def derive_seed(*names: str | int) -> int:
     """A seed in [0, 2^63) from the names of what is drawn, so that no draw depends on what ran before it."""
     digest = hashlib.sha256(canonical_json(list(names)).encode()).digest()

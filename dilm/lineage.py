@@ -9,7 +9,7 @@ from typing import Any
 
 from dilm.artifacts import Artifact
 from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, LearnerConfig, plain
-from dilm.keys import content_key
+from dilm.keys import content_key, without
 from dilm.published import published_hashes
 from dilm.sources import source_id
 
@@ -26,10 +26,6 @@ def _artifact(config: Config, stage: str, name: str, science: dict[str, Any]) ->
     science = {"stage": stage, "version": STAGE_VERSION[stage], **science}
     key = content_key(science)
     return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, MADE_BY[stage])
-
-
-def _without(part: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in part.items() if name not in names}
 
 
 def task_science(config: Config) -> dict[str, Any]:
@@ -64,7 +60,7 @@ def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
         "generator": source_id(config.generator.source)
         | {"prefix": generator.prefix, "bos_init": generator.bos_init}
         | ({} if generator.dropout is None else {"dropout": generator.dropout}),
-        "pretrain": _without(plain(config.pretrain), "log_every", "valid_every"),
+        "pretrain": without(plain(config.pretrain), "log_every", "valid_every"),
         "precision": config.precision,
         "seed": config.seed,
     }
@@ -76,7 +72,7 @@ def match_artifact(config: Config, data_hash: str) -> Artifact:
     recording = ("log_every", "monitor_every", "monitor_dpc", "monitor_states")
     science = {
         "parent": pretrain_artifact(config, data_hash).key,
-        "match": _without(plain(config.match), "learner", *recording),
+        "match": without(plain(config.match), "learner", *recording),
         "learner": learner_science(config.match.learner),
         "top_p": config.generate.top_p,
         "precision": config.precision,

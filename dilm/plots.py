@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dilm.files import disk_full_named, temporary_name
-from dilm.summaries import FULL, Table
+from dilm.summaries import Table
 from dilm.tracking import finished_metrics
 
 
@@ -16,7 +16,7 @@ def plot_all(tables: list[Table], root: Path, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    for table in tables:
+    for table in (table for table in tables if table.sizes):
         apart = f"-{table.protocol}" if table.protocol else ""
         _plot_scores(table, out / f"{table.task}-{table.model}-{table.evaluator}{apart}.png")
     for metrics in finished_metrics(root, "dilm-*"):
@@ -55,8 +55,8 @@ def _plot_scores(table: Table, path: Path) -> None:
         # Where data sets have unequal numbers of models, the mean over models may lie outside.
         errors = np.nan_to_num(np.maximum([means - ends[0], ends[1] - means], 0))
         axes.errorbar(places, means, yerr=errors, fmt="o", capsize=4, label=method)
-    if FULL in table.summaries:
-        axes.axhline(table.summaries[FULL].mean, linestyle="--", color="0.5", label="full")
+    for method, summary in table.whole.items():
+        axes.axhline(summary.mean, linestyle="--", color="0.5", label=method)
     axes.set_xlim(-0.6, len(table.sizes) - 0.4)
     axes.grid(axis="y", alpha=0.3)
     axes.set_xticks(range(len(table.sizes)), [str(dpc) for dpc in table.sizes])

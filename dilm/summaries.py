@@ -13,7 +13,7 @@ from dilm.results import Row
 from dilm.statistics import Difference, Summary, dataset_means, distance, holm, paired_difference, summarise
 
 SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # rows that one table may hold
-HOW = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}  # a model learns
+HOW = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}  # the model learns from a data set
 FULL = ("full", 0)  # method and size of the whole training set
 
 
@@ -34,16 +34,18 @@ class Table:
     @property
     def title(self) -> str:
         """What the table is of."""
-        how = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}.get(
-            self.evaluator, self.evaluator
-        )
         apart = f", protocol {self.protocol}" if self.protocol else ""
-        return f"{self.task}, {self.model} ({how}), {self.metric}{apart}"
+        return f"{self.task}, {self.model} ({HOW.get(self.evaluator, self.evaluator)}), {self.metric}{apart}"
 
     @property
     def methods(self) -> list[str]:
         """Methods in the paper's order, then others."""
         return _in_order({method for method, dpc in self.summaries if dpc})
+
+    @property
+    def whole(self) -> dict[str, Summary]:
+        """Scores of the whole training set, which has no size; several where its schedules differ."""
+        return {method: summary for (method, dpc), summary in self.summaries.items() if not dpc}
 
     @property
     def sizes(self) -> list[int]:

@@ -41,6 +41,8 @@ def _printed(table: Table) -> RichTable:
         printed.add_column(f"dpc {dpc}")
     for method in table.methods:
         printed.add_row(method, *(cell_text(table.summaries.get((method, dpc))) for dpc in table.sizes))
+    for method, summary in table.whole.items():
+        printed.add_row(f"{method}: {cell_text(summary)}")
     return printed
 
 

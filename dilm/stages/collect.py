@@ -58,9 +58,10 @@ def markdown(tables: list[Table], failed: list[Row]) -> str:
                 "Data sets are halves of one shared pool of candidates: they overlap, so intervals are too narrow.",
                 "",
             ]
-        lines += _rows(["method", *(f"dpc {dpc}" for dpc in table.sizes), "models", "data sets"], _summary_rows(table))
-        whole = {method: summary for (method, dpc), summary in table.summaries.items() if not dpc}
-        for method, summary in whole.items():
+        if table.sizes:
+            head = ["method", *(f"dpc {dpc}" for dpc in table.sizes), "models", "data sets"]
+            lines += _rows(head, _summary_rows(table))
+        for method, summary in table.whole.items():
             lines += ["", f"{method}, all training texts: {cell_text(summary)} ({summary.n_models} models)"]
         if table.differences or table.below_full:
             lines += ["", *_rows(["difference", *(f"dpc {dpc}" for dpc in table.sizes)], _difference_rows(table))]

@@ -131,6 +131,13 @@ def test_the_whole_training_set_stands_beside_every_size() -> None:
     assert "| full − dilm | +8.0 [+4.0, +12.0] | – |" in text
 
 
+def test_the_whole_training_set_alone_is_a_report_too(tmp_path: Path) -> None:
+    put(tmp_path, FULL)
+    (table,) = run(tmp_path, tmp_path / "report")
+    assert (table.methods, table.sizes) == ([], [])
+    assert "full, all training texts: 93.0 ± 1.4 (2 models)" in (tmp_path / "report" / "tables.md").read_text()
+
+
 def test_two_schedules_of_the_whole_training_set_are_told_apart() -> None:
     other = [replace(row, protocol="p0/f1", key=f"other {row.key}") for row in FULL]
     table = one_table(cells("dilm", DILM) + FULL + other)

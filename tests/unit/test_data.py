@@ -1,6 +1,5 @@
 """Where rows are found, and how they are cut."""
 
-import gzip
 import io
 import shutil
 import socket
@@ -16,6 +15,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rowfiles import ONE, TWO, labelled, write_rows
 
 from dilm import data
 from dilm.compose import load_task
@@ -31,26 +31,11 @@ from dilm.data import (
     stratified_rows,
 )
 from dilm.errors import DataError, SourceError
-from dilm.tables import TextTable, read_table, table
+from dilm.tables import table
 
 reproducible = settings(max_examples=100, deadline=None, derandomize=True)
 
 HUB_REACHABLE = data.hub_reachable
-
-ONE = TaskConfig(name="one", fields=["sentence"], labels=["no", "yes"], folder="ONE")
-TWO = TaskConfig(name="two", fields=["premise", "hypothesis"], labels=["a", "b", "c"])
-
-# A text may hold anything but a tab, a line break, and the control characters that no data set keeps.
-characters = st.characters(exclude_categories=["Cc", "Cs"])
-texts = st.text(characters, min_size=1, max_size=12).filter(str.strip)
-
-
-def write_rows(path: Path, task: TaskConfig, rows: list[tuple[str, ...]], end: str = "\n") -> Path:
-    lines = ["\t".join([*task.fields, "label"]), *("\t".join(row) for row in rows)]
-    content = "".join(line + end for line in lines).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
 
 # Where rows are found
 
@@ -230,81 +215,7 @@ def test_a_package_without_the_rows_is_named(nowhere: Path, monkeypatch: pytest.
         load_split(MOVIE, "train", nowhere)
 
 
-# Content
-
-
-def test_the_content_hash_is_of_the_rows_not_of_the_file(tmp_path: Path) -> None:
-    rows = [("a b", "1"), ('"c', "0")]
-    plain = read_table(write_rows(tmp_path / "rows.tsv", ONE, rows), ONE)
-    other = read_table(write_rows(tmp_path / "other.tsv.gz", ONE, rows, "\r\n"), ONE)
-    assert plain.content_hash == other.content_hash == table(["sentence"], [("a b",), ('"c',)], [1, 0]).content_hash
-
-
-small_tables = st.lists(st.tuples(texts, texts, st.integers(0, 2)), max_size=4)
-
-
-@reproducible
-@given(small_tables, small_tables)
-def test_content_hashes_are_equal_just_where_the_rows_are(
-    first: list[tuple[str, str, int]], second: list[tuple[str, str, int]]
-) -> None:
-    hashes = [
-        table(["premise", "hypothesis"], [row[:2] for row in rows], [row[2] for row in rows]).content_hash
-        for rows in (first, second)
-    ]
-    assert (hashes[0] == hashes[1]) == (first == second)
-
-
-BASE = (["premise", "hypothesis"], [("a", "bc"), ("d", "e")], [0, 1])
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        (["premise", "claim"], BASE[1], BASE[2]),
-        (BASE[0], [("ab", "c"), ("d", "e")], BASE[2]),
-        (BASE[0], [("d", "e"), ("a", "bc")], BASE[2]),
-        (BASE[0], [("a", "bc"), ("d", "e ")], BASE[2]),
-        (BASE[0], BASE[1], [1, 0]),
-        (BASE[0], BASE[1], [0, 2]),
-        (BASE[0], BASE[1][:1], BASE[2][:1]),
-        (BASE[0], [*BASE[1], ("d", "e")], [*BASE[2], 1]),
-    ],
-)
-def test_any_change_changes_the_content_hash(changed: tuple[list[str], list[tuple[str, ...]], list[int]]) -> None:
-    assert table(*changed).content_hash != table(*BASE).content_hash
-
-
-# One index by label, and cuts
-
-
-def labelled(labels: list[int]) -> TextTable:
-    return table(["sentence"], [(f"text {row}",) for row in range(len(labels))], labels)
-
-
-@reproducible
-@given(st.lists(st.integers(0, 5), max_size=40))
-def test_rows_by_label_against_a_search_of_every_row(labels: list[int]) -> None:
-    found = {label: rows.tolist() for label, rows in labelled(labels).rows_by_label.items()}
-    assert found == {label: [row for row, other in enumerate(labels) if other == label] for label in set(labels)}
-
-
-@reproducible
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=10), st.data())
-def test_take_gives_the_rows_in_the_order_asked_for(labels: list[int], draw: st.DataObject) -> None:
-    rows = draw.draw(st.lists(st.integers(0, len(labels) - 1), max_size=12))
-    taken = labelled(labels).take(rows)
-    assert taken.texts == [(f"text {row}",) for row in rows]
-    assert taken.labels.tolist() == [labels[row] for row in rows]
-    assert taken.fields == ("sentence",)
-
-
-def test_a_table_taken_from_has_its_own_index_and_hash() -> None:
-    whole = labelled([0, 1, 0])
-    assert whole.rows_by_label[0].tolist() == [0, 2]
-    part = whole.take(np.array([2, 1]))
-    assert part.rows_by_label[0].tolist() == [0]
-    assert part.content_hash != whole.content_hash
+# Cuts
 
 
 @reproducible

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from dilm import lineage
-from dilm.cells import cell_science
+from dilm.cells import cell_science, evaluation_cells
 from dilm.config import METHODS, Config, GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
-from dilm.errors import MissingArtifactError
+from dilm.errors import ConfigError, MissingArtifactError
 from dilm.keys import content_key
 
 STAGES = ("pretrain", "match", "candidates", "dataset")
@@ -203,6 +203,17 @@ def test_a_stages_version_is_in_the_keys(
     before = keys(tiny_config())
     monkeypatch.setitem(lineage.STAGE_VERSION, stage, 99)
     assert changed_stages(before, keys(tiny_config())) == expected
+
+
+@pytest.mark.parametrize(("method", "n_cells"), [("random", 6), ("full", 2)])
+def test_cells_that_are_not_there_are_refused(method: str, n_cells: int) -> None:
+    given = {"method": method, "n_datasets": 3, "n_seeds": 2}
+    assert len(evaluation_cells(tiny_config(**given), "rows", "dev")) == n_cells
+    last = tiny_config(evaluate__cells=[n_cells - 1], **given)
+    assert [cell.seed for cell in evaluation_cells(last, "rows", "dev")] == [1]
+    for beyond in (n_cells, -1):
+        with pytest.raises(ConfigError, match=rf"evaluate.cells names {beyond}, but .* the cells 0 to {n_cells - 1}"):
+            evaluation_cells(tiny_config(evaluate__cells=[beyond], **given), "rows", "dev")
 
 
 def test_methods_and_stages_have_keys_of_their_own() -> None:
