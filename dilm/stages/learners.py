@@ -36,10 +36,12 @@ GB = 10**9
 
 def run(config: Config, world: World = ALONE) -> None:
     """Make the trajectories of the pool and their teachers, or find them; nothing where a matching has no pool."""
+    if config.match.learners != "pool":
+        return
     cache = cache_folder(config.cache)
     corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
     pool = dict(enumerate(pool_artifacts(config, corpus.content_hash)))
-    if config.match.trajectory is not None and pool:
+    if config.match.trajectory is not None:
         pool = {config.match.trajectory: pool[config.match.trajectory]}
     there = all(artifact.exists for both in pool.values() for artifact in both)
     if world.share(there and not config.force):
