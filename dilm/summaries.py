@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -55,7 +55,7 @@ class Table:
 
 def make_tables(rows: list[Row]) -> list[Table]:
     """Group the done rows. Data sets made in several ways under one name are told apart by their key."""
-    frame = pd.DataFrame([asdict(_within_protocol(row)) for row in rows if row.status == "done"])
+    frame = pd.DataFrame([vars(_within_protocol(row)) for row in rows if row.status == "done"])
     if frame.empty:
         return []
     tables = []
@@ -88,7 +88,7 @@ def _in_order(methods: set[str]) -> list[str]:
 def _within_protocol(row: Row) -> Row:
     """The row of method=full under the protocol of what it is compared with; its own tells it from another one."""
     protocol, _, own = row.protocol.partition("/")
-    return replace(row, protocol=protocol, source_key=own or row.source_key)
+    return replace(row, protocol=protocol, source_key=own) if own else row
 
 
 def _distinct_names(group: pd.DataFrame) -> pd.Series:
@@ -137,6 +137,6 @@ def _means(part: pd.DataFrame) -> np.ndarray:
 def _paired_means(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Means of the data sets, and over the seeds, that both have."""
     index = ["dataset", "seed"]
-    pairs = first.merge(second, on=index)
+    pairs = first[[*index, "value"]].merge(second[[*index, "value"]], on=index)
     datasets = pairs["dataset"].to_numpy()
     return dataset_means(pairs["value_x"].to_numpy(), datasets), dataset_means(pairs["value_y"].to_numpy(), datasets)

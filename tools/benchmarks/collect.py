@@ -13,14 +13,16 @@ from dilm.results import Row, rows_folder
 from dilm.stages.collect import run
 
 ROWS = 100_000
-TASKS, METHODS, SIZES, LEARNERS = 8, ("random", "k_centers", "herding", "lm", "dilm"), (5, 10, 20), 9
+TASKS, LEARNERS = 4, 4
+METHODS = ("random", "k_centers", "herding", "rank", "lm", "dilm", "published")
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DATASETS, SEEDS = 20, 5
 FILES = 50  # jobs
 GOAL = 5.0  # seconds
 
 
 def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
-    """Tables, plots and CSV of 100,000 cells of eight tasks, nine learners, five methods and three sizes."""
+    """Tables, plots and CSV of 100,000 cells of four tasks, four learners, seven methods and nine sizes."""
     size = 1_000 if small else ROWS
     return Contest(
         "collect", "rows", {"ours": lambda: _ours(size, folder)}, [seconds("ours", GOAL)], note=f"{size:,} rows"

@@ -1,5 +1,6 @@
 """K-centers of the written candidates of 20 data sets: scikit-learn's k-means, and a batched one beside it."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -59,15 +60,19 @@ def _one_by_one(embeddings_SND: Tensor, k: int) -> list[np.ndarray]:
 
 
 def batched(embeddings_SND: Tensor, k: int) -> list[np.ndarray]:
-    """The same for all sets at once: k-means++ (one trial a center), Lloyd's steps until none moves, nearest texts."""
+    """The same for all sets at once: greedy k-means++, Lloyd's steps until none moves, nearest texts."""
     random = torch.Generator().manual_seed(derive_seed("bench batched") % 2**32)
     n_sets, n_texts, _ = embeddings_SND.shape
     sets_S = torch.arange(n_sets)
     centers = [embeddings_SND[sets_S, torch.randint(n_texts, (n_sets,), generator=random)]]
-    nearest_SN = torch.full((n_sets, n_texts), torch.inf)
+    nearest_SN = torch.cdist(centers[0][:, None], embeddings_SND)[:, 0].square()
     for _ in range(k - 1):
-        nearest_SN = nearest_SN.minimum((embeddings_SND - centers[-1][:, None]).square().sum(-1))
-        centers.append(embeddings_SND[sets_S, torch.multinomial(nearest_SN, 1, generator=random)[:, 0]])
+        drawn_ST = torch.multinomial(nearest_SN, 2 + int(math.log(k)), replacement=True, generator=random)
+        drawn_STD = embeddings_SND[sets_S[:, None], drawn_ST]
+        distances_STN = torch.cdist(drawn_STD, embeddings_SND).square().minimum(nearest_SN[:, None])
+        best_S = distances_STN.sum(-1).argmin(-1)
+        nearest_SN = distances_STN[sets_S, best_S]
+        centers.append(drawn_STD[sets_S, best_S])
     centers_SKD = torch.stack(centers, 1)
     still = TOLERANCE * embeddings_SND.var(1).mean(-1)
     for _ in range(ITERATIONS):
