@@ -201,7 +201,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         share = f"  {side['of_matmul']:5.1%} of matmul" if side["of_matmul"] is not None else ""
         memory = f"  {side['peak_bytes'] / GIB:6.2f} GiB" if side["peak_bytes"] else ""
         took = statistics.median(side["seconds"])
-        printed.append(f"  {name:32} {side['speed']:12,.1f} {found['unit']}/s  {took:9.3f} s{memory}{share}")
+        printed.append(f"  {name:32} {side['speed']:12,.5g} {found['unit']}/s  {took:9.3f} s{memory}{share}")
     return printed + [f"  {_goal_text(goal)}" for goal in found["goals"]]
 
 
@@ -219,6 +219,6 @@ def markdown_rows(found: dict[str, Any]) -> list[str]:
     for name, side in found["sides"].items():
         memory = f"{side['peak_bytes'] / GIB:.2f} GiB" if side["peak_bytes"] else "–"
         share = "–" if side["of_matmul"] is None else f"{side['of_matmul']:.0%}"
-        rows.append([found["benchmark"], name, f"{side['speed']:,.1f} {found['unit']}/s", memory, share])
+        rows.append([found["benchmark"], name, f"{side['speed']:,.4g} {found['unit']}/s", memory, share])
     rows += [[found["benchmark"], _goal_text(goal), "", "", ""] for goal in found["goals"]]
     return [f"| {' | '.join(row)} |" for row in rows]
