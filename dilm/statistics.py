@@ -1,11 +1,13 @@
 """Means, spreads and intervals. Data sets are the unit of resampling: seeds of one data set aren't independent."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 9_999
+TIE = 100 * np.finfo(np.float64).eps  # share by which means that are equal may differ through rounding
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,33 @@ def bootstrap_interval(means: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     if np.ptp(means) == 0:
         return float(means[0]), float(means[0])
-    interval = stats.bootstrap(
-        (means,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    low, high = np.percentile(means[_resamples(len(means))].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _resamples(n: int) -> np.ndarray:
+    """Rows of n indices drawn with replacement: those of `scipy.stats.bootstrap`, which draws them every time."""
+    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided p of a permutation test of the mean, as `scipy.stats.permutation_test` has it: exact for small n."""
+    exact = 2 ** len(differences) <= RESAMPLES
+    means = (_signs(len(differences)) * differences).mean(1)
+    observed = differences.mean()
+    slack = abs(TIE * observed)
+    beyond = min((means <= observed + slack).sum(), (means >= observed - slack).sum())
+    return float(min(1.0, 2 * (beyond + (not exact)) / (len(means) + (not exact))))
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int) -> np.ndarray:
+    """Rows of n signs: all there are, or those that scipy draws."""
+    if 2**n <= RESAMPLES:
+        return np.array(list(product([1, -1], repeat=n)))
+    order = np.tile(np.arange(2), (RESAMPLES, n, 1))
+    return 1 - 2 * np.random.default_rng(0).permuted(order, axis=-1)[:, :, 0]
 
 
 def summarise(values: np.ndarray, datasets: np.ndarray) -> Summary:
@@ -60,16 +85,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """Mean of first - second over data sets (n,), its bootstrap interval, and a sign-flip permutation test."""
     differences = first - second
     low, high = bootstrap_interval(differences)
-    p_value = float("nan")
-    if len(differences) > 1:
-        p_value = stats.permutation_test(
-            (differences,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=RESAMPLES,
-            rng=np.random.default_rng(0),
-        ).pvalue
-    return Difference(float(differences.mean()), low, high, float(p_value), len(differences))
+    p_value = sign_flip_p(differences) if len(differences) > 1 else float("nan")
+    return Difference(float(differences.mean()), low, high, p_value, len(differences))
 
 
 def distance(upper: np.ndarray, means: np.ndarray) -> Difference:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -55,7 +55,7 @@ class Table:
 
 def make_tables(rows: list[Row]) -> list[Table]:
     """Group the done rows. Data sets made in several ways under one name are told apart by their key."""
-    frame = pd.DataFrame([asdict(_within_protocol(row)) for row in rows if row.status == "done"])
+    frame = pd.DataFrame([vars(_within_protocol(row)) for row in rows if row.status == "done"])
     if frame.empty:
         return []
     tables = []
@@ -88,7 +88,7 @@ def _in_order(methods: set[str]) -> list[str]:
 def _within_protocol(row: Row) -> Row:
     """The row of method=full under the protocol of what it is compared with; its own tells it from another one."""
     protocol, _, own = row.protocol.partition("/")
-    return replace(row, protocol=protocol, source_key=own or row.source_key)
+    return replace(row, protocol=protocol, source_key=own) if own else row
 
 
 def _distinct_names(group: pd.DataFrame) -> pd.Series:
@@ -111,10 +111,11 @@ def comparisons(methods: set[str]) -> list[tuple[str, str]]:
 def _differences(cells: Cells) -> dict[tuple[str, str, int], Difference]:
     """Paired differences at every size; their p values are corrected as one family."""
     found = {}
+    scores = {key: _scores(part) for key, part in cells.items()}
     sizes = sorted({dpc for _, dpc in cells})
     for (first, second), dpc in product(comparisons({method for method, _ in cells}), sizes):
         if (first, dpc) in cells and (second, dpc) in cells:
-            means, other_means = _paired_means(cells[first, dpc], cells[second, dpc])
+            means, other_means = _paired_means(scores[first, dpc], scores[second, dpc])
             if len(means):
                 found[first, second, dpc] = paired_difference(means, other_means)
     corrected = holm(np.array([difference.p_value for difference in found.values()]))
@@ -134,9 +135,19 @@ def _means(part: pd.DataFrame) -> np.ndarray:
     return dataset_means(part["value"].to_numpy(), part["dataset"].to_numpy())
 
 
-def _paired_means(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+Scores = dict[tuple[int, int], float]  # of a method and size: data set, seed -> score
+
+
+def _scores(part: pd.DataFrame) -> Scores:
+    columns = (part[name].tolist() for name in ("dataset", "seed", "value"))
+    return {(dataset, seed): value for dataset, seed, value in zip(*columns, strict=True)}
+
+
+def _paired_means(first: Scores, second: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Means of the data sets, and over the seeds, that both have."""
-    index = ["dataset", "seed"]
-    pairs = first.merge(second, on=index)
-    datasets = pairs["dataset"].to_numpy()
-    return dataset_means(pairs["value_x"].to_numpy(), datasets), dataset_means(pairs["value_y"].to_numpy(), datasets)
+    pairs = [pair for pair in first if pair in second]
+    datasets = np.array([dataset for dataset, _ in pairs])
+    means, other_means = (
+        dataset_means(np.array([scores[pair] for pair in pairs]), datasets) for scores in (first, second)
+    )
+    return means, other_means

@@ -1,116 +1,85 @@
-"""Benchmarks on the machine at hand: `python tools/bench.py engine [--ranks 1 2] [key=value ...]`.
+"""Benchmarks on the machine at hand: `python tools/bench.py SUBJECT [--small] [--out FILE.json] [key=value ...]`.
+
+Each subject times this project's own code and a baseline that does the same work as the authors' released scripts do.
+They take turns in one process; speeds, ratios with their spread, peak memory (each side in a process of its own) and
+the share of the machine's measured matmul rate are printed. Keys are those of `dilm.train` and `dilm.evaluate`; by
+default the quick start's small pretrained models are taken, and for `match` the paper's shapes with random weights.
 
 `engine`: tokens a second of a pre-training step, and peak memory of all ranks, for plain torch and every ZeRO stage,
-each in processes of its own. Keys are those of `dilm.train`; by default the tiny rows and the quick start's generator.
+each in processes of its own.
 """
 
 import argparse
+import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from dilm.runner import run_tool
 
-ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
-DEFAULTS = ("experiment=tiny", "generator=smollm2", "pretrain.batch=16", "precision=bf16")
-WARM_UP = 2  # steps that aren't timed
-GIB = 2**30
+SUBJECTS = ("pretrain", "generate", "evaluate", "icl", "select", "shards", "collect", "match", "scaling")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the named benchmark, or one of its measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["engine", "engine-step"], help="engine-step: one measurement, in this process")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="numbers of processes")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("what", choices=[*SUBJECTS, "engine", "engine-step"], help="engine-step: one measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each side")
+    parser.add_argument("--warm-up", type=int, default=1, help="calls of each side before them")
+    parser.add_argument("--small", action="store_true", help="tiny models and few rows: seconds, without meaning")
+    parser.add_argument("--no-memory", action="store_true", help="don't start processes that measure peak memory")
+    parser.add_argument("--out", type=Path, help="also write what was found as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print rows of a Markdown table")
+    parser.add_argument("--only", metavar="SIDE", help="call one side once, and print this process's peak memory")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="engine: numbers of processes")
+    parser.add_argument("--steps", type=int, default=10, help="engine: timed steps")
     parser.add_argument("keys", nargs="*", help="key=value, as for dilm.train")
-    given = parser.parse_intermixed_args()
-    if given.what == "engine":
-        compare_engines(given.ranks, given.steps, given.keys)
-    else:
-        measure_engine(given.steps, given.keys)
-
-
-def compare_engines(ranks: list[int], steps: int, keys: list[str]) -> None:
-    """Print a line for every engine and number of ranks; speeds are also told against plain torch."""
-    print("engine        ranks  precision  tokens/s  of torch  peak GiB  device", flush=True)
-    baseline = None
-    for n in ranks:
-        for engine in ENGINES:
-            if engine == "torch" and n > 1:
-                continue
-            precision = ["precision=fp32"] if engine == "zero0" else []
-            found = _child(n, steps, [*DEFAULTS, *keys, *precision, f"engine={engine}"])
-            baseline = baseline or found["speed"]
-            print(
-                f"{engine:13} {n:5}  {found['precision']:9}  {found['speed']:8,.0f}  {found['speed'] / baseline:8.2f}"
-                f"  {found['memory'] / GIB:8.2f}  {found['device']}",
-                flush=True,
-            )
-
-
-def _child(ranks: int, steps: int, keys: list[str]) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).resolve()), "engine-step", "--steps", str(steps), *keys]
-    if ranks > 1:
-        start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"]
-        command[1:1] = [*start, "--rdzv-endpoint", "127.0.0.1:0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not lines:
-        sys.exit(f"{' '.join(command)}\n{done.stderr.strip()}")
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
-
-
-def measure_engine(steps: int, keys: list[str]) -> None:
-    """Take pre-training steps in this process, and print what was found as JSON."""
-    import torch
-    from hydra import compose, initialize_config_dir
-
-    from dilm.checks import typed
-    from dilm.config import CONF_FOLDER, attach
-    from dilm.data import load_corpus
-    from dilm.engine import check_engine
-    from dilm.lineage import pretrain_artifact
-    from dilm.sources import cache_folder
-    from dilm.stages.pretrain import Pretraining
-    from dilm.world import joined
-
+    given = parser.parse_intermixed_args(arguments)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    attach()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
-        config = typed(compose("config", keys))
-    cache = cache_folder(config.cache)
-    corpus = load_corpus(config.task, config.data, cache)
-    with joined() as world:
-        check_engine(config, world)
-        pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
-        engine = pretraining.engine()
-        pretraining.generator.model.train()
-        rows = np.random.default_rng(0).choice(len(corpus.train), size=(WARM_UP + steps, config.pretrain.batch))
-        tokens = 0
-        for number, batch in enumerate(rows):
-            if number == WARM_UP:
-                world.wait()
-                began, tokens = time.perf_counter(), 0
-            tokens += pretraining.update(engine, number + 1, batch)[0]
-        world.wait()
-        seconds = time.perf_counter() - began
-        on_gpu = pretraining.device.type == "cuda"
-        peak = (
-            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        memory = sum(world.gather(peak))
-        device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
-        if world.main:
-            found = {"speed": tokens / seconds, "memory": memory, "precision": config.precision, "device": device}
-            print(json.dumps(found), flush=True)
+    if given.what.startswith("engine"):
+        from benchmarks import engine
+
+        if given.what == "engine":
+            engine.compare_engines(given.ranks, given.steps, given.keys)
+        else:
+            engine.measure_engine(given.steps, given.keys)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measure(given, Path(folder))
+
+
+def measure(given: argparse.Namespace, folder: Path) -> None:
+    """Measure one subject, or the peak memory of one of its sides."""
+    from benchmarks import timing
+
+    contest = importlib.import_module(f"benchmarks.{given.what}").contest(given.keys, given.small, folder)
+    if given.only:
+        print(json.dumps({"peak": timing.peak_of(contest, given.only)}))
+        return
+    peaks = {} if given.no_memory else {side: _peak(given, side) for side in contest.sides}
+    roofs = {name: timing.matmul_rate(name, given.small) for name in ("fp32", "bf16")}
+    timings = timing.alternate(contest, given.rounds, given.warm_up)
+    found = timing.report(contest, timings, peaks, roofs)
+    print("\n".join(timing.markdown_rows(found) if given.markdown else timing.lines(found)), flush=True)
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _peak(given: argparse.Namespace, side: str) -> int:
+    """Peak memory in bytes of a process that does one side's work alone, torch and all."""
+    small = ["--small"] if given.small else []
+    command = [sys.executable, str(Path(__file__).resolve()), given.what, "--only", side, *small, *given.keys]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return int(found["peak"])
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

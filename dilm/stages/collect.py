@@ -1,7 +1,6 @@
 """Collecting: rows of every job -> tables with intervals, plots, and one CSV (paper, tables 1 to 4)."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ from dilm.summaries import Table, make_tables
 def run(root: Path, out: Path) -> list[Table]:
     """Write `results.csv`, `tables.md` and `plots/` from every row under `root`."""
     rows = read_rows(root)
-    frame = pd.DataFrame([asdict(row) for row in rows])
+    frame = pd.DataFrame([vars(row) for row in rows])
     write_bytes(out / "results.csv", frame.drop(columns="metrics", errors="ignore").to_csv(index=False).encode())
     tables = make_tables(rows)
     failed = [row for row in rows if row.status == "failed"]

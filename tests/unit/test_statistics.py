@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from dilm.statistics import Summary, bootstrap_interval, dataset_means, distance, holm, paired_difference, summarise
 
@@ -19,6 +20,19 @@ def percentile_bootstrap(means: np.ndarray) -> tuple[float, float]:
     resampled = [draws.choice(means, len(means)).mean() for _ in range(20_000)]
     low, high = np.percentile(resampled, [2.5, 97.5])
     return float(low), float(high)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 13, 14, 20, 37])
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+def test_interval_and_p_value_are_scipys(n: int, offset: float) -> None:
+    """With the very same draws, which are made once for all of one size; with ties among the means too."""
+    means = np.round(np.random.default_rng(n).normal(offset, 3, n), 1)
+    about = {"n_resamples": 9_999, "rng": np.random.default_rng(0)}
+    interval = stats.bootstrap((means,), np.mean, method="percentile", **about).confidence_interval
+    assert bootstrap_interval(means) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    about["rng"] = np.random.default_rng(0)
+    found = stats.permutation_test((means,), np.mean, permutation_type="samples", **about)
+    assert paired_difference(means, np.zeros(n)).p_value == found.pvalue
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 20])
