@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dilm.batching import Ids
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus
@@ -31,7 +32,7 @@ RESAMPLES = 2_000
 class SimilarityMonitor:
     """Fixed learner states, each with the real data's gradient."""
 
-    def __init__(self, config: Config, corpus: Corpus, learner: Learner, tokens: Sequence[Sequence[int]]) -> None:
+    def __init__(self, config: Config, corpus: Corpus, learner: Learner, tokens: Sequence[Ids]) -> None:
         self.config = config
         self.learner = learner
         self.names = (config.task.name, config.seed)
@@ -50,7 +51,7 @@ class SimilarityMonitor:
             ceiling.append(float(F.cosine_similarity(self.real_SCP[-1], sample_CP, dim=1).mean()))
         self.real_similarity = float(np.mean(ceiling))  # of as many real texts: what the generator could hope for
 
-    def _train_states(self, corpus: Corpus, tokens: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
+    def _train_states(self, corpus: Corpus, tokens: Sequence[Ids]) -> Iterator[dict[str, Tensor]]:
         """Train one learner on real data, and pause at each state with the learner's weights at it."""
         settings = self.config.match
         self.learner.fresh("monitor", *self.names)
@@ -68,7 +69,7 @@ class SimilarityMonitor:
                 step += 1
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 
-    def _gradients(self, tokens: Sequence[Sequence[int]], labels_B: np.ndarray) -> Tensor:
+    def _gradients(self, tokens: Sequence[Ids], labels_B: np.ndarray) -> Tensor:
         """Mean gradient of each label, (C, P), at the learner's weights of now."""
         rows_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
         return label_means(rows_BP, labels_B, self.learner.n_labels)
@@ -98,7 +99,8 @@ class SimilarityMonitor:
     def measure(self, generator: Generator) -> dict[str, float]:
         """Mean cosine over labels and states between fresh texts' gradient and the real one. Puts the learner back."""
         before = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
-        tokens, labels, written_count = [], [], 0
+        tokens: list[Ids] = []
+        labels, written_count = [], 0
         writer = Writer(generator, self.config.precision)
         for label in range(self.learner.n_labels):
             count = self.config.match.monitor_dpc
@@ -107,7 +109,7 @@ class SimilarityMonitor:
             )
             texts = [text for text in written.texts if text is not None]
             written_count += len(texts)
-            tokens += self.learner.tokenize(texts) if texts else []
+            tokens += self.learner.tokenize(texts)
             labels += [label] * len(texts)
         if len(set(labels)) < self.learner.n_labels:
             return {"fresh_wellformed": written_count / (self.learner.n_labels * self.config.match.monitor_dpc)}

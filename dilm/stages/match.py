@@ -3,7 +3,7 @@
 Shape suffixes: B texts of all labels, P matched parameters of the learner, C labels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dilm.artifacts import Artifact, make
-from dilm.batching import deal
+from dilm.batching import Ids, deal
 from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
@@ -271,7 +271,7 @@ class Matching:
             means.append(self.world.sum(grads.sums(torch.as_tensor(shares, dtype=torch.float32, device=self.device))))
         return torch.stack(means).mean(0)
 
-    def _gradients(self, tokens: list[list[int]], labels_B: np.ndarray) -> TextGradients:
+    def _gradients(self, tokens: Sequence[Ids], labels_B: np.ndarray) -> TextGradients:
         return gradients_of(self.learner, tokens, labels_B, self.parameters, self.config.precision)
 
     def _measure(self, engine: Engine, monitor: SimilarityMonitor | None, tracker: Tracker, step: int) -> None:

@@ -84,7 +84,7 @@ class Pretraining:
 
     def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
         """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""
-        sequences = [self.sequences[row] for row in rows]
+        sequences = self.sequences.take(rows)
         names = ("pretrain dropout", *self.names, step)
         parts, n_tokens = average_nll(self.generator, sequences, names, self.config, engine)
         done = engine.step(*parts)
