@@ -3,15 +3,19 @@
 Shape suffixes: B sequences, L tokens.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dilm.device import to_device
+from dilm.files import write_bytes
+from dilm.keys import content_key
 
 ROWS = 4096  # tokenised at a time
 
@@ -64,6 +68,21 @@ def tokenized(tokenize: Callable[..., list[list[int]]], *columns: Sequence[objec
     """Rows of these columns tokenised `ROWS` at a time, so that their lists are never in memory all at once."""
     starts = range(0, len(columns[0]), ROWS)
     return Tokens.of(chain.from_iterable(tokenize(*(column[at : at + ROWS] for column in columns)) for at in starts))
+
+
+def kept_tokens(cache: Path, name: str, identity: dict[str, Any], make: Callable[[], Tokens]) -> Tokens:
+    """The tokens that `identity` determines, made once and left on disk until they are read.
+
+    Their file is one int32 array: the number of sequences, their lengths, their tokens.
+    """
+    path = cache / "tokens" / f"{name}-{content_key(identity)}.npy"
+    if not path.is_file():
+        made, stream = make(), io.BytesIO()
+        np.save(stream, np.concatenate([[len(made)], made.lengths, made.flat]).astype(np.int32))
+        write_bytes(path, stream.getbuffer())
+    stored = np.load(path, mmap_mode="r")
+    end = 1 + int(stored[0])
+    return Tokens(stored[end:], stored[1:end])
 
 
 def pad(sequences: Sequence[Ids], pad_token: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,12 @@ def diverse_batches(clusters_N: np.ndarray, size: int, generator: np.random.Gene
 
 def plain_batches(n: int, size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless batches of `size` of `n` row indices, in shuffled passes."""
-    queue = _endless(np.arange(n), generator)
+    rows, left = np.arange(n), np.arange(0)
     while True:
-        yield np.array([next(queue) for _ in range(size)])
+        while len(left) < size:
+            left = np.concatenate([left, generator.permutation(rows)])
+        yield left[:size]
+        left = left[size:]
 
 
 def _endless(rows: np.ndarray, generator: np.random.Generator) -> Iterator[int]:

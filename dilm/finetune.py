@@ -45,7 +45,7 @@ def finetuned(config: Config, datasets: list[TextTable], dev: TextTable, cache: 
     """The whole learner is trained. Dev is tokenised once."""
     device = pick_device(config.device, config.threads)
     learner = build_learner(config.learner, len(config.task.labels), cache, device)
-    dev_tokens = learner.tokenize(dev.texts)
+    dev_tokens = learner.tokenize_once(dev)
 
     def predict(dataset: TextTable, names: tuple[str | int, ...]) -> np.ndarray:
         train_learner(learner, dataset, config, names)
@@ -59,7 +59,7 @@ def train_learner(learner: Learner, dataset: TextTable, config: Config, names: t
     """Train a fresh learner on a tiny data set, dropout on."""
     schedule = schedule_of(config, len(dataset))
     learner.fresh(*names)
-    tokens = learner.tokenize(dataset.texts)
+    tokens = learner.tokenize_once(dataset) if config.method == "full" else learner.tokenize(dataset.texts)
     engine = TorchEngine(learner, schedule.optimizer, schedule.steps)
     batches = _batches(len(dataset), schedule.batch, names)
     learner.train()

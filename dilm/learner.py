@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dilm.batching import Ids, Tokens, by_length, pad, tokenized
+from dilm.batching import Ids, Tokens, by_length, kept_tokens, pad, tokenized
 from dilm.config import LearnerConfig
 from dilm.device import attention, autocast, seeded, wide
 from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.matching import head_gradients
-from dilm.sources import model_folder
+from dilm.sources import model_folder, source_id
+from dilm.tables import TextTable
 
 TOKENS_PER_BATCH = 8192  # of forward passes without gradients, padding included
 CPU_TOKENS = 512  # the same with gradients, on a CPU
@@ -37,9 +38,10 @@ class Learner(nn.Module):
     its features are whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer.
     """
 
-    def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device, cache: Path) -> None:
         super().__init__()
         self.config = config
+        self.cache = cache
         self.n_labels = n_labels
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         loading = {"local_files_only": True, "dtype": torch.float32, "attn_implementation": attention(device)}
@@ -87,6 +89,15 @@ class Learner(nn.Module):
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
         """Token ids of single texts or pairs, cut at `max_length`."""
         return tokenized(self._tokenize, texts)
+
+    def tokenize_once(self, table: TextTable) -> Tokens:
+        """A table's token ids, kept in the cache by where the tokenizer comes from and what determines the rest."""
+        identity = {
+            "source": source_id(self.config.source),
+            "max_length": self.config.max_length,
+            "rows": table.content_hash,
+        }
+        return kept_tokens(self.cache, self.config.name, identity, lambda: self.tokenize(table.texts))
 
     def _tokenize(self, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
         columns = [list(column) for column in zip(*texts, strict=True)]
@@ -229,4 +240,4 @@ def label_means(gradients_BP: Tensor, labels_B: np.ndarray, n_labels: int) -> Te
 
 def build_learner(config: LearnerConfig, n_labels: int, cache: Path, device: torch.device) -> Learner:
     """The pretrained learner on its device, fetched by need."""
-    return Learner(model_folder(config.name, config.source, cache), config, n_labels, device).to(device)
+    return Learner(model_folder(config.name, config.source, cache), config, n_labels, device, cache).to(device)

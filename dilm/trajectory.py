@@ -29,7 +29,7 @@ class Trajectory:
         self.learner, self.settings, self.precision = learner, settings, precision
         self.names, self.world = names, world
         self.labels = table.labels
-        self.tokens = learner.tokenize(table.texts)
+        self.tokens = world.first(lambda: learner.tokenize_once(table))
         seed = derive_seed("learner", *names)
         self.rows = plain_batches(len(table), settings.learner_batch, np.random.default_rng(seed))
         self.trainer = self._trainer()

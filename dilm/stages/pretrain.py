@@ -46,7 +46,8 @@ class Pretraining:
         self.device = pick_device(config.device, config.threads)
         source = world.first(lambda: model_folder(config.generator.name, config.generator.source, cache))
         self.generator = build_generator(source, config.generator, config.task, self.device)
-        self.sequences, self.held_out = self.generator.encode(corpus.train), self.generator.encode(corpus.valid)
+        self.sequences = world.first(lambda: self.generator.encode_once(corpus.train, config.generator, cache))
+        self.held_out = self.generator.encode(corpus.valid)
 
     def train(self, folder: Path) -> None:
         """Take all steps, from the newest checkpoint on, and save the generator to `folder`."""

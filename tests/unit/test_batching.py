@@ -1,12 +1,15 @@
 """Padding and batches of like length."""
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dilm.batching import ROWS, Tokens, by_length, deal, pad, tokenized
+from dilm.batching import ROWS, Tokens, by_length, deal, kept_tokens, pad, tokenized
 
 CPU = torch.device("cpu")
 
@@ -60,3 +63,18 @@ def test_every_row_is_dealt_once_and_hands_are_alike(lengths: list[int], hands: 
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     tokens = [sum(lengths[row] for row in hand) for hand in dealt]
     assert max(tokens) - min(tokens) <= max(lengths, default=0)
+
+
+def test_kept_tokens_are_made_once_for_each_identity(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make(token: int) -> Tokens:
+        made.append(token)
+        return Tokens.of([[token], [], [7, 2**31 - 1]])
+
+    for token in (1, 2, 1, 2):
+        kept = kept_tokens(tmp_path, "tiny", {"token": token}, partial(make, token))
+        assert kept.lists() == [[token], [], [7, 2**31 - 1]]
+        assert kept.flat.dtype == np.int32
+    assert made == [1, 2]
+    assert kept_tokens(tmp_path, "tiny", {}, lambda: Tokens.of([])).lists() == []
