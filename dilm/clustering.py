@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 
 def k_means(embeddings_ND: Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cluster with k-means++ and one start. Returns the cluster of each text (N,) and the centroids (k, D)."""
+    from sklearn.cluster import KMeans  # heavy, and an evaluation needs the batches alone
+
     fitted = KMeans(n_clusters=k, init="k-means++", n_init=1, random_state=seed % 2**32).fit(embeddings_ND.numpy())
     return fitted.labels_, fitted.cluster_centers_
 
