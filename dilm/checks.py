@@ -9,6 +9,7 @@ from dilm.config import (
     DEVICES,
     ENGINES,
     EVALUATORS,
+    LEARNERS,
     METHODS,
     METRICS,
     POOLINGS,
@@ -31,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.embedding": ("cls", "mean", "last"),
     "match.learner.pooling": POOLINGS,
     "match.learner.embedding": ("cls", "mean", "last"),
+    "match.learners": LEARNERS,
     "match.nll_average": ("tokens", "padded"),
     "generate.encoder.embedding": ("cls", "mean", "last"),
     "generate.pool": ("fresh", "shared"),
@@ -61,7 +63,7 @@ COMMANDS = ("train", "generate", "evaluate", "collect")  # that run as jobs
 
 AT_LEAST_ONE = (
     "dpc n_datasets n_seeds threads pretrain.steps pretrain.batch pretrain.log_every match.outer_steps "
-    "match.inner_steps match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
+    "match.inner_steps match.pool_size match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
@@ -112,6 +114,16 @@ def check(config: Config) -> None:
     if not re.fullmatch(r"classifier|all|last_layers:[1-9]\d*", match.parameters):
         raise ConfigError(
             f"match.parameters is {match.parameters!r}; it is classifier, all, or last_layers:k, such as last_layers:2."
+        )
+    if match.learners == "pool" and match.parameters != "classifier":
+        raise ConfigError(
+            f"match.parameters is {match.parameters!r}, but a pool keeps the classifier's gradients alone; set "
+            "match.parameters=classifier or match.learners=fresh."
+        )
+    if match.trajectory is not None and not 0 <= match.trajectory < match.pool_size:
+        raise ConfigError(
+            f"match.trajectory is {match.trajectory}, but match.pool_size={match.pool_size} has 0 to "
+            f"{match.pool_size - 1}."
         )
     if match.monitor_every and not match.monitor_states:
         raise ConfigError("match.monitor_states is empty; name the learner's steps to measure at, such as [0, 20].")

@@ -19,7 +19,8 @@ METHODS = ("random", "k_centers", "herding", "rank", "lm", "dilm", "full", "publ
 GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
 WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
-STAGES = ("pretrain", "match")
+STAGES = ("pretrain", "learners", "match")
+LEARNERS = ("fresh", "continued", "pool")
 EVALUATORS = ("finetune", "icl", "words")
 ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 METRICS = ("accuracy", "f1", "accuracy_f1", "matthews", "macro_f1")
@@ -143,7 +144,9 @@ class MatchConfig:
     learner_schedule: int = 200  # steps over which the learner's learning rate is scheduled
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-7, warmup=0.05))
     learner_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
-    fresh_learner: bool = True  # each outer step starts a fresh one, rather than going on with the same
+    learners: str = "fresh"  # of outer steps: fresh, one trained in each; continued, one for all; pool, made beforehand
+    pool_size: int = 8  # trajectories in that pool
+    trajectory: int | None = None  # the one of the pool that stages=[learners] makes; null: all
     parameters: str = "classifier"  # whose gradient is matched: classifier, last_layers:k or all
     lm_weight: float = 0.0  # of the language-model loss on real texts, as a regulariser beside the matching loss
     lm_batch: int = 64  # real texts for it
@@ -259,7 +262,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     site: SiteConfig = field(default_factory=SiteConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
-    stages: list[str] = field(default_factory=lambda: ["pretrain", "match"])  # what `train` runs
+    stages: list[str] = field(default_factory=lambda: list(STAGES))  # what `train` runs
     method: str = "dilm"
     variant: str = ""  # what tables call this way of doing the method, behind its name
     evaluator: str = "finetune"  # the learner; icl: the llm; words: a linear model of word counts, without torch

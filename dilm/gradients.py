@@ -20,6 +20,7 @@ from dilm.batching import Ids, by_length
 from dilm.errors import ConfigError
 from dilm.learner import CPU_TOKENS, Learner, text_gradients, text_losses
 from dilm.matching import parameter_gradient
+from dilm.world import World
 
 GPU_TOKENS = 8192  # of a batch that is back-propagated twice, padding included
 
@@ -152,3 +153,18 @@ def gradients_of(
     if parameters is None:
         return HeadGradients(text_gradients(learner, tokens, labels_B, precision), labels_B, learner.n_labels)
     return AutogradGradients(learner, tokens, labels_B, parameters, precision)
+
+
+def mean_gradients(
+    learner: Learner,
+    tokens: Sequence[Sequence[int]],
+    labels_B: np.ndarray,
+    parameters: list[nn.Parameter] | None,
+    precision: str,
+    world: World,
+) -> Tensor:
+    """Mean gradient of each label's texts, means_CP; ranks share the texts."""
+    own = list(world.mine(len(tokens)))
+    grads = gradients_of(learner, [tokens[index] for index in own], labels_B[own], parameters, precision)
+    shares_B = 1 / np.bincount(labels_B, minlength=learner.n_labels)[labels_B[own]]
+    return world.sum(grads.sums(torch.as_tensor(shares_B, dtype=torch.float32, device=learner.device)))

@@ -14,11 +14,18 @@ from dilm.published import published_hashes
 from dilm.sources import source_id
 
 # Raised when a stage's results change for equal configurations.
-STAGE_VERSION = {"pretrain": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
+STAGE_VERSION = {"pretrain": 1, "trajectory": 1, "teacher": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
 LEARNER_VERSION = 2  # raised when a learner's features change
 
 TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
-MADE_BY = {"pretrain": TRAIN, "match": TRAIN, "candidates": GENERATE, "dataset": GENERATE}
+MADE_BY = {
+    "pretrain": TRAIN,
+    "trajectory": TRAIN,
+    "teacher": TRAIN,
+    "match": TRAIN,
+    "candidates": GENERATE,
+    "dataset": GENERATE,
+}
 EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings
 
 
@@ -67,12 +74,46 @@ def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
     return _artifact(config, "pretrain", f"lm-{config.generator.name}", science)
 
 
+def trajectory_artifact(config: Config, data_hash: str, number: int) -> Artifact:
+    """One learner of the pool: its weights before each update of an outer step. All runs of a task share it."""
+    match = config.match
+    names = ("learner_steps", "inner_steps", "learner_batch", "learner_dropout", "learner_schedule")
+    science = {
+        "task": task_science(config),
+        "data": data_hash,
+        "learner": learner_science(match.learner),
+        "training": {name: getattr(match, name) for name in names} | {"optimizer": plain(match.learner_optimizer)},
+        "precision": config.precision,
+        "number": number,
+    }
+    return _artifact(config, "trajectory", f"trajectory-{match.learner.name}-{number}", science)
+
+
+def teacher_artifact(config: Config, data_hash: str, number: int) -> Artifact:
+    """The gradients of real texts at every state of a learner of the pool."""
+    match = config.match
+    science = {
+        "parent": trajectory_artifact(config, data_hash, number).key,
+        "sets": {
+            name: getattr(match, name) for name in ("representative", "repset_dpc", "n_repset", "real_candidates")
+        },
+    }
+    return _artifact(config, "teacher", f"teacher-{match.learner.name}-{number}", science)
+
+
+def pool_artifacts(config: Config, data_hash: str) -> list[tuple[Artifact, Artifact]]:
+    """Every trajectory of the pool with its teacher; none where a matching has no pool."""
+    numbers = range(config.match.pool_size) if config.match.learners == "pool" else ()
+    return [(trajectory_artifact(config, data_hash, n), teacher_artifact(config, data_hash, n)) for n in numbers]
+
+
 def match_artifact(config: Config, data_hash: str) -> Artifact:
     """The generator after gradient matching (method `dilm`)."""
-    recording = ("log_every", "monitor_every", "monitor_dpc", "monitor_states")
+    aside = ("learner", "trajectory", "log_every", "monitor_every", "monitor_dpc", "monitor_states")
+    unused = ("real_dpc",) if config.match.learners == "pool" else ("pool_size",)
     science = {
         "parent": pretrain_artifact(config, data_hash).key,
-        "match": without(plain(config.match), "learner", *recording),
+        "match": without(plain(config.match), *aside, *unused),
         "learner": learner_science(config.match.learner),
         "top_p": config.generate.top_p,
         "precision": config.precision,

@@ -15,12 +15,19 @@ from dilm.config import GENERATOR_METHODS, Config
 from dilm.data import split_hash
 from dilm.errors import DilmError
 from dilm.jobs import DONE, FAILED, Call, Verdict, judge
-from dilm.lineage import candidates_artifact, dataset_artifact, generator_artifact, match_artifact, pretrain_artifact
+from dilm.lineage import (
+    candidates_artifact,
+    dataset_artifact,
+    generator_artifact,
+    match_artifact,
+    pool_artifacts,
+    pretrain_artifact,
+)
 from dilm.results import Row, read_rows, rows_folder
 from dilm.sources import cache_folder
 
-STAGES = ("pretrain", "match", "generate", "evaluate", "collect")
-COMMAND_OF = dict(zip(STAGES, ("train", "train", "generate", "evaluate", "collect"), strict=True))
+STAGES = ("pretrain", "learners", "match", "generate", "evaluate", "collect")
+COMMAND_OF = dict(zip(STAGES, ("train", "train", "train", "generate", "evaluate", "collect"), strict=True))
 NEW = "new"
 REPORT = "report"  # folder of what `collect` makes
 
@@ -38,8 +45,12 @@ def makes(config: Config, command: str) -> dict[str, list[str]]:
         cache = cache_folder(config.cache)
         data_hash = split_hash(config.task, "train", cache)
         if command == "train":
-            artifacts = {"pretrain": pretrain_artifact, "match": match_artifact}
-            return {stage: [named(artifacts[stage](config, data_hash))] for stage in config.stages}
+            made = {
+                "pretrain": [named(pretrain_artifact(config, data_hash))],
+                "learners": _teachers(config, data_hash),
+                "match": [named(match_artifact(config, data_hash))],
+            }
+            return {stage: made[stage] for stage in config.stages if made[stage]}
         if command == "generate":
             return {"generate": [named(dataset_artifact(config, data_hash))]}
         cells = evaluation_cells(config, data_hash, split_hash(config.task, "dev", cache))
@@ -68,7 +79,7 @@ def units_of(stage: str, configs: Iterable[tuple[Sequence[str], Config]]) -> lis
     """The distinct units of a stage that combinations of keys need. Raises DilmError where rows can't be read."""
     found: dict[tuple[str, ...], Unit] = {}
     for overrides, config in configs:
-        if unit := _BUILDERS[stage](tuple(overrides), config):
+        for unit in _BUILDERS[stage](tuple(overrides), config):
             found.setdefault(unit.keys, unit)
     return list(found.values())
 
@@ -86,38 +97,67 @@ def _artifact_unit(
     return Unit(stage, call, (name,), needs, group or name)
 
 
-def _pretrain(overrides: tuple[str, ...], config: Config) -> Unit | None:
+def _pretrain(overrides: tuple[str, ...], config: Config) -> list[Unit]:
     if config.method not in GENERATOR_METHODS:
-        return None
-    return _artifact_unit("pretrain", overrides, config, pretrain_artifact(config, _hash(config)), ())
+        return []
+    return [_artifact_unit("pretrain", overrides, config, pretrain_artifact(config, _hash(config)), ())]
 
 
-def _match(overrides: tuple[str, ...], config: Config) -> Unit | None:
-    data_hash = _hash(config)
+def _matches(config: Config, data_hash: str) -> bool:
+    """Whether the method needs a matched generator."""
     wanted = match_artifact(config, data_hash)
-    if config.method not in GENERATOR_METHODS or generator_artifact(config, data_hash) != wanted:
-        return None
-    return _artifact_unit("match", overrides, config, wanted, (named(pretrain_artifact(config, data_hash)),))
+    return config.method in GENERATOR_METHODS and generator_artifact(config, data_hash) == wanted
 
 
-def _generate(overrides: tuple[str, ...], config: Config) -> Unit:
+def _teachers(config: Config, data_hash: str) -> list[str]:
+    """The last of what is made for each trajectory of the pool, or for the one that is asked for."""
+    pool = [named(teacher) for _, teacher in pool_artifacts(config, data_hash)]
+    number = config.match.trajectory
+    return pool if number is None or not pool else [pool[number]]
+
+
+def _learners(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    data_hash, key = _hash(config), "match.trajectory="
+    if not _matches(config, data_hash):
+        return []
+    others = tuple(override for override in overrides if not override.startswith(key))
+    first = config.match.trajectory or 0
+    units = []
+    for number, teacher in enumerate(_teachers(config, data_hash), first):
+        call = Call(
+            "train", (*others, f"{key}{number}", "stages=[learners]"), config.task.name, {"learners": [teacher]}
+        )
+        units.append(Unit("learners", call, (teacher,), group=teacher))
+    return units
+
+
+def _match(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    data_hash = _hash(config)
+    if not _matches(config, data_hash):
+        return []
+    needs = (named(pretrain_artifact(config, data_hash)), *_teachers(config, data_hash))
+    return [_artifact_unit("match", overrides, config, match_artifact(config, data_hash), needs)]
+
+
+def _generate(overrides: tuple[str, ...], config: Config) -> list[Unit]:
     data_hash = _hash(config)
     if config.method not in GENERATOR_METHODS:
-        return _artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), ())
+        return [_artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), ())]
     needs = (named(generator_artifact(config, data_hash)),)
     group = named(candidates_artifact(config, data_hash))
-    return _artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), needs, group)
+    return [_artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), needs, group)]
 
 
-def _evaluate(overrides: tuple[str, ...], config: Config) -> Unit:
+def _evaluate(overrides: tuple[str, ...], config: Config) -> list[Unit]:
     data_hash = _hash(config)
     keys = tuple(cell.key for cell in evaluation_cells(config, data_hash, _hash(config, "dev")))
     call = Call("evaluate", overrides, config.task.name, {"evaluate": list(keys)})
-    return Unit("evaluate", call, keys, (named(dataset_artifact(config, data_hash)),))
+    return [Unit("evaluate", call, keys, (named(dataset_artifact(config, data_hash)),))]
 
 
-_BUILDERS: dict[str, Callable[[tuple[str, ...], Config], Unit | None]] = {
+_BUILDERS: dict[str, Callable[[tuple[str, ...], Config], list[Unit]]] = {
     "pretrain": _pretrain,
+    "learners": _learners,
     "match": _match,
     "generate": _generate,
     "evaluate": _evaluate,

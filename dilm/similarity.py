@@ -32,7 +32,7 @@ RESAMPLES = 2_000
 class SimilarityMonitor:
     """Fixed learner states, each with the real data's gradient."""
 
-    def __init__(self, config: Config, corpus: Corpus, learner: Learner, tokens: Sequence[Ids]) -> None:
+    def __init__(self, config: Config, corpus: Corpus, learner: Learner) -> None:
         self.config = config
         self.learner = learner
         self.names = (config.task.name, config.seed)
@@ -41,30 +41,31 @@ class SimilarityMonitor:
         other = candidate_rows(
             corpus.train, config.match.monitor_dpc * learner.n_labels, derive_seed("monitor other", *self.names)
         )
+        real_tokens, other_tokens = (learner.tokenize(corpus.train.take(rows).texts) for rows in (real, other))
         self.states: list[dict[str, Tensor]] = []
         self.real_SCP: list[Tensor] = []
         ceiling = []
-        for state in self._train_states(corpus, tokens):
+        for state in self._train_states(corpus):
             self.states.append(state)
-            self.real_SCP.append(self._gradients([tokens[row] for row in real], labels_N[real]))
-            sample_CP = self._gradients([tokens[row] for row in other], labels_N[other])
+            self.real_SCP.append(self._gradients(real_tokens, labels_N[real]))
+            sample_CP = self._gradients(other_tokens, labels_N[other])
             ceiling.append(float(F.cosine_similarity(self.real_SCP[-1], sample_CP, dim=1).mean()))
         self.real_similarity = float(np.mean(ceiling))  # of as many real texts: what the generator could hope for
 
-    def _train_states(self, corpus: Corpus, tokens: Sequence[Ids]) -> Iterator[dict[str, Tensor]]:
+    def _train_states(self, corpus: Corpus) -> Iterator[dict[str, Tensor]]:
         """Train one learner on real data, and pause at each state with the learner's weights at it."""
         settings = self.config.match
         self.learner.fresh("monitor", *self.names)
         schedule = max(settings.learner_schedule, *settings.monitor_states)
         trainer = TorchEngine(self.learner, settings.learner_optimizer, schedule)
         generator = np.random.default_rng(derive_seed("monitor learner", *self.names))
-        batches = plain_batches(len(tokens), settings.learner_batch, generator)
+        batches = plain_batches(len(corpus.train), settings.learner_batch, generator)
         step = 0
         for until in sorted(settings.monitor_states):
             self.learner.eval()
             while step < until:
                 rows = next(batches)
-                drawn, labels_B = [tokens[row] for row in rows], corpus.train.labels[rows]
+                drawn, labels_B = self.learner.tokenize(corpus.train.take(rows).texts), corpus.train.labels[rows]
                 trainer.step(partial(text_loss, self.learner, drawn, labels_B, self.config.precision))
                 step += 1
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}

@@ -69,6 +69,15 @@ def real_batches(sets: list[list[np.ndarray]], real_dpc: int, names: Names) -> I
         yield [generator.choice(rows, size=min(real_dpc, len(rows)), replace=False) for rows in chosen]
 
 
+def fixed_sets(table: TextTable, config: MatchConfig, store: FeatureStore, names: Names) -> list[list[np.ndarray]]:
+    """The `n_repset` sets of real texts that a pool of learners is measured on: coresets, or else random texts."""
+    sets = teacher_sets(table, config, store, names)
+    if config.representative:
+        return sets
+    drawn = real_batches(sets, config.repset_dpc, names)
+    return [next(drawn) for _ in range(config.n_repset)]
+
+
 @dataclass(frozen=True)
 class PoolOfLabel:
     """Well-formed texts that the generator wrote for one label."""

@@ -15,7 +15,7 @@ from dilm.site import gpus_of
 from dilm.submit import JobArray, array_name, asked_for, check, chunks, submit
 
 # Stages that a user may name; training is two of them, so that several matchings share a pre-training.
-NAMES = {"train": ("pretrain", "match")} | {stage: (stage,) for stage in STAGES}
+NAMES = {"train": ("pretrain", "learners", "match")} | {stage: (stage,) for stage in STAGES}
 LIVE = (jobs.QUEUED, jobs.RUNNING)
 ASKING = ("site", "launcher", "hydra", "experiment", "root")  # keys that change what a job asks for
 

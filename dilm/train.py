@@ -7,10 +7,10 @@ from dilm.launch import main
 def run(config: Config) -> None:
     """Run the configured stages in order; what is there already is found."""
     from dilm.engine import check_engine  # torch, which --help and a typo need not wait for
-    from dilm.stages import match, pretrain
+    from dilm.stages import learners, match, pretrain
     from dilm.world import joined
 
-    stages = {"pretrain": pretrain.run, "match": match.run}
+    stages = {"pretrain": pretrain.run, "learners": learners.run, "match": match.run}
     with joined() as world:
         check_engine(config, world)
         for name in stages:

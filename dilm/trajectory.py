@@ -1,13 +1,13 @@
 """The learner on its way: trained on real texts between the generator's updates (paper, section 3.2)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dilm.batching import Ids
 from dilm.clustering import plain_batches
 from dilm.config import MatchConfig
 from dilm.device import seeded
@@ -16,7 +16,6 @@ from dilm.errors import TrainingError
 from dilm.keys import Names, derive_seed
 from dilm.learner import Learner, text_loss
 from dilm.streams import skip
-from dilm.tables import TextTable
 from dilm.world import World
 
 
@@ -24,14 +23,20 @@ class Trajectory:
     """Where the learner is, and what takes it further. Its batches are real texts, whose ranks share each."""
 
     def __init__(
-        self, learner: Learner, table: TextTable, settings: MatchConfig, precision: str, names: Names, world: World
+        self,
+        learner: Learner,
+        tokens: Sequence[Ids],
+        labels_N: np.ndarray,
+        settings: MatchConfig,
+        precision: str,
+        names: Names,
+        world: World,
     ) -> None:
         self.learner, self.settings, self.precision = learner, settings, precision
+        self.tokens, self.labels = tokens, labels_N
         self.names, self.world = names, world
-        self.labels = table.labels
-        self.tokens = world.first(lambda: learner.tokenize_once(table))
         seed = derive_seed("learner", *names)
-        self.rows = plain_batches(len(table), settings.learner_batch, np.random.default_rng(seed))
+        self.rows = plain_batches(len(tokens), settings.learner_batch, np.random.default_rng(seed))
         self.trainer = self._trainer()
 
     def _trainer(self) -> TorchEngine:
@@ -40,7 +45,7 @@ class Trajectory:
 
     def begin(self, outer: int) -> None:
         """Start an outer step: with a fresh learner, or with the one that is there; the schedule starts again."""
-        if self.settings.fresh_learner or outer == 0:
+        if self.settings.learners != "continued" or outer == 0:
             self.learner.fresh("match", *self.names, outer)
         self.trainer = self._trainer()
 
@@ -61,15 +66,6 @@ class Trajectory:
                     raise TrainingError(
                         f"match: the learner's loss is {loss} in outer step {outer}; lower match.learner_optimizer.lr."
                     )
-
-    @contextmanager
-    def pretrained(self) -> Iterator[Learner]:
-        """The untrained learner for the block, to embed with; what it was comes back."""
-        before = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
-        try:
-            yield self.learner.fresh("clusters", *self.names)
-        finally:
-            self.learner.load_state_dict(before)
 
     def state(self) -> dict[str, Any]:
         """What the next steps depend on."""

@@ -16,7 +16,7 @@ lineage shards results cells statistics summaries tracking plots mlflow_store jo
 status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
-trajectory similarity finetune llm icl
+trajectory teacher similarity finetune llm icl
 """.split()
 SIDE_BY_SIDE = [
     {f"stages.{path.stem}" for path in (PACKAGE / "stages").glob("[a-z]*.py")},

@@ -29,7 +29,7 @@ def run(config: Config) -> None:
     corpus = load_corpus(config.task, config.data, cache)
     device = pick_device(config.device, config.threads)
     learner = build_learner(config.match.learner, len(config.task.labels), cache, device)
-    monitor = SimilarityMonitor(config, corpus, learner, learner.tokenize_once(corpus.train))
+    monitor = SimilarityMonitor(config, corpus, learner)
     pools = [
         read_shards(candidates_artifact(replace(config, method=method), corpus.content_hash).require())
         for method in METHODS

@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit status: 0 submitted, or nothing to do; 2 something to mend, and nothing is queued.",
     )
-    parser.add_argument("stages", help="train (or pretrain, match), generate, evaluate, collect; several with commas")
+    parser.add_argument(
+        "stages", help="train (or pretrain, learners, match), generate, evaluate, collect; several with commas"
+    )
     parser.add_argument("keys", nargs="*", metavar="key=value")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and what sbatch would get; queue nothing")
     options = parser.parse_intermixed_args(arguments)

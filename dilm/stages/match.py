@@ -3,7 +3,7 @@
 Shape suffixes: B texts of all labels, P matched parameters of the learner, C labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dilm.artifacts import Artifact, make
-from dilm.batching import Ids, deal
+from dilm.batching import deal
 from dilm.checkpoints import Checkpoints
 from dilm.clustering import plain_batches
 from dilm.config import Config
@@ -22,9 +22,8 @@ from dilm.data import Corpus, load_corpus
 from dilm.device import out_of_memory, pick_device, seeded
 from dilm.engine import Engine
 from dilm.errors import TrainingError
-from dilm.features import FeatureStore
 from dilm.generator import load_generator
-from dilm.gradients import TextGradients, gradients_of, matched_parameters
+from dilm.gradients import gradients_of, matched_parameters
 from dilm.keys import derive_seed
 from dilm.learner import build_learner
 from dilm.likelihood import average_nll, build_likelihood, denominators, settled, sum_nll
@@ -33,9 +32,9 @@ from dilm.matching import distance_slope, generation_weights, gradient_distance,
 from dilm.optimizer import Part
 from dilm.similarity import SimilarityMonitor
 from dilm.sources import cache_folder
-from dilm.streams import PoolOfLabel, Writing, real_batches, skip, synthetic_pool, teacher_sets
+from dilm.streams import PoolOfLabel, Writing, skip, synthetic_pool
+from dilm.teacher import build_teacher, pretrained
 from dilm.tracking import METRICS_FILE, Progress, Tracker
-from dilm.trajectory import Trajectory
 from dilm.world import ALONE, World
 
 
@@ -75,20 +74,17 @@ class Matching:
         self.n_labels = len(config.task.labels)
         parent = pretrain_artifact(config, corpus.content_hash).require()
         self.generator = load_generator(parent, config.generator, config.task, self.device)
-        self.store = FeatureStore(config.match.learner, self.n_labels, cache, self.device, config.precision)
         self.learner = world.first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
         self.parameters = matched_parameters(self.learner, self.settings.parameters)
         if self.parameters is not None:
             self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
-        self.trajectory = Trajectory(self.learner, corpus.train, self.settings, config.precision, self.names, world)
+        self.teacher = build_teacher(config, corpus, self.learner, self.parameters, cache, world)
         encode = partial(self.generator.encode_once, corpus.train, config.generator, cache)
         self.sequences = world.first(encode) if self.settings.lm_weight else []
         self.lm_rows = plain_batches(
             len(corpus.train), self.settings.lm_batch, np.random.default_rng(derive_seed("regulariser", *self.names))
         )
         self.writing = Writing(config.precision, config.generate.top_p, config.generate.batch)
-        self.sets: list[list[np.ndarray]] = []
-        self.real: Iterator[list[np.ndarray]] = iter(())
         self.pool: list[PoolOfLabel] = []
         self.batches: list[Iterator[np.ndarray]] = []
 
@@ -100,12 +96,11 @@ class Matching:
         engine, start, state = checkpoints.resume(self.engine, folder / METRICS_FILE)
         monitor = None
         if settings.monitor_every and world.main:
-            monitor = SimilarityMonitor(self.config, self.corpus, self.learner, self.trajectory.tokens)
+            monitor = SimilarityMonitor(self.config, self.corpus, self.learner)
         if start:
             self._restore(start, state)
         else:
-            self.choose_teacher()
-            self.trajectory.begin(0)
+            self.teacher.start()
         with (
             Tracker(folder, self.config, self.artifact.key, "match", world.main) as tracker,
             Progress(total, "match", start, world.main) as bar,
@@ -117,7 +112,7 @@ class Matching:
                 if inner == 0:
                     self._begin(engine, outer)
                 metrics = self.update(engine, step)
-                self.trajectory.advance(outer, inner)
+                self.teacher.advance(outer, inner)
                 bar.update(loss=metrics["loss"], tokens=int(metrics.pop("tokens")))
                 if step % settings.log_every == 0 or step == total:
                     tracker.log(step, **metrics)
@@ -136,44 +131,32 @@ class Matching:
         total = settings.outer_steps * settings.inner_steps
         return build_likelihood(self.generator, self.config, settings.optimizer, total, self.world, universal)
 
-    def choose_teacher(self) -> None:
-        """The sets that real batches come from, the same on all ranks."""
-        found = teacher_sets(self.corpus.train, self.settings, self.store, self.names) if self.world.main else []
-        self._take_sets(self.world.share(found))
-
-    def _take_sets(self, sets: list[list[np.ndarray]]) -> None:
-        self.sets = sets
-        self.real = real_batches(sets, self.settings.real_dpc, self.names)
-
     def _state(self, outer: int) -> dict[str, Any]:
         """What a checkpoint needs besides the generator: the pool, and the learner on its way."""
         written = outer - outer % self.settings.regenerate_every
-        sets = [[rows.tolist() for rows in chosen] for chosen in self.sets]
         pool = [asdict(part) for part in self.pool]
-        return {"pool": pool, "outer": written, "sets": sets, "learner": self.trajectory.state()}
+        return {"pool": pool, "outer": written, "teacher": self.teacher.state()}
 
     def _restore(self, start: int, state: dict[str, Any]) -> None:
         """Pool, learner and streams as they were after `start` updates."""
         settings = self.settings
         self._take_pool([PoolOfLabel(**part) for part in state["pool"]], state["outer"])
-        self._take_sets([[np.array(rows) for rows in chosen] for chosen in state["sets"]])
         for batches in self.batches:
             skip(batches, start - state["outer"] * settings.inner_steps)
-        skip(self.real, start * settings.real_batches)
         skip(self.lm_rows, start if settings.lm_weight else 0)
-        self.trajectory.restore(start, state["learner"])
+        self.teacher.restore(start, state["teacher"])
 
     def _begin(self, engine: Engine, outer: int) -> None:
         """An outer step's learner, and new texts where it is time for them."""
         if outer % self.settings.regenerate_every == 0:
             self.write_pool(engine, outer)
-        self.trajectory.begin(outer)
+        self.teacher.begin(outer)
 
     def write_pool(self, engine: Engine, outer: int) -> None:
         """New synthetic texts from the generator as it is now."""
         whole = settled(self.generator, engine)
         names = (*self.names, outer)
-        with self.trajectory.pretrained() as learner:  # whose clusters last as long as the pool does
+        with pretrained(self.learner, self.names) as learner:  # whose clusters last as long as the pool does
             pool = synthetic_pool(whole, learner, self.settings, self.writing, names, self.world)
         self._take_pool(pool, outer)
 
@@ -245,8 +228,9 @@ class Matching:
         """Matching loss of each label, its mean's slopes in every own text's nll, and how many texts really count."""
         temperature = self.settings.temperature
         labels = drawn.labels_B[own]
-        grads = self._gradients([drawn.tokens[row] for row in own], labels)
-        real_CP = self._real_gradients()
+        tokens = [drawn.tokens[row] for row in own]
+        grads = gradients_of(self.learner, tokens, labels, self.parameters, self.config.precision)
+        real_CP = self.teacher.gradients()
         weights_B = torch.zeros_like(nll_B)
         for label in range(self.n_labels):
             rows = drawn.labels_B == label
@@ -259,21 +243,6 @@ class Matching:
         losses_C = torch.stack([gradient_distance(real_P, synthetic_P) for real_P, synthetic_P in pairs])
         effective = [1 / float(weights_B[drawn.labels_B == label].square().sum()) for label in range(self.n_labels)]
         return losses_C, slopes_B, float(np.mean(effective))
-
-    def _real_gradients(self) -> Tensor:
-        """Mean gradient of real texts for each label, real_CP, over `real_batches` batches that ranks share."""
-        means = []
-        for _ in range(self.settings.real_batches):
-            rows = np.concatenate(next(self.real))
-            labels_B = self.corpus.train.labels[rows]
-            own = list(self.world.mine(len(rows)))
-            grads = self._gradients([self.trajectory.tokens[rows[index]] for index in own], labels_B[own])
-            shares = 1 / np.bincount(labels_B, minlength=self.n_labels)[labels_B[own]]
-            means.append(self.world.sum(grads.sums(torch.as_tensor(shares, dtype=torch.float32, device=self.device))))
-        return torch.stack(means).mean(0)
-
-    def _gradients(self, tokens: Sequence[Ids], labels_B: np.ndarray) -> TextGradients:
-        return gradients_of(self.learner, tokens, labels_B, self.parameters, self.config.precision)
 
     def _measure(self, engine: Engine, monitor: SimilarityMonitor | None, tracker: Tracker, step: int) -> None:
         if self.settings.monitor_every:

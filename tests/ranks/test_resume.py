@@ -101,6 +101,23 @@ def test_one_process_ends_with_the_same_bytes(
     assert not list(root.rglob("*.tmp-*"))
 
 
+def test_matching_with_a_pool_of_learners_ends_with_the_same_bytes(
+    whole: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    keys = ["pretrain.steps=120", *MATCH, "match.learners=pool", "match.pool_size=2"]
+    straight, root = tmp_path / "straight", tmp_path / "killed"
+    for each in (straight, root):
+        shutil.copytree(artifact(whole, "lm"), each / "tiny" / artifact(whole, "lm").name)
+    train(straight, tiny_cache, *keys)
+    train(root, tiny_cache, *keys, "match.trajectory=1", "stages=[learners]")  # as a job of an array does
+    assert [path.name[:14] for path in root.glob("tiny/teacher-*")] == ["teacher-tiny-1"]
+    killed(root, tiny_cache, "dilm", 14, *keys)
+    assert "going on from" in train(root, tiny_cache, *keys)
+    found, expected = artifact(root, "dilm"), artifact(straight, "dilm")
+    assert sha256_file(found / "model.safetensors") == sha256_file(expected / "model.safetensors")
+    assert metrics(found) == metrics(expected)
+
+
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_one_process_of_deepspeed_ends_with_the_same_bytes(tiny_cache: Path, tmp_path: Path, stage: int) -> None:
     """In bf16, whose masters, sums and moments are files of their own."""

@@ -96,7 +96,7 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
         world.wait()
         matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache, world)
         engine = matching.engine()
-        matching.choose_teacher()
+        matching.teacher.start()
         if pool.exists():
             matching._take_pool([PoolOfLabel(**part) for part in json.loads(pool.read_text())], 0)
         else:

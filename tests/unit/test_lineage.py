@@ -83,7 +83,8 @@ def changed_stages(before: dict[str, str], after: dict[str, str]) -> tuple[str, 
         ("generate__selection", "none", ("dataset",)),
         ("generate__selection", "herding", ("dataset",)),
         ("match__parameters", "all", FROM_MATCH),
-        ("match__fresh_learner", False, FROM_MATCH),
+        ("match__learners", "continued", FROM_MATCH),
+        ("match__learners", "pool", FROM_MATCH),
         ("match__lm_weight", 0.1, FROM_MATCH),
         ("generate__encoder__embedding", "mean", ("dataset",)),
         ("dpc", 7, FROM_CANDIDATES),
@@ -111,6 +112,8 @@ def test_a_scientific_key_changes_what_it_determines(key: str, value: object, ex
         ("tracking_uri", "http://localhost"),
         ("force", True),
         ("stages", ["match"]),
+        ("match__pool_size", 7),  # of a pool that isn't there
+        ("match__trajectory", 7),
         ("n_seeds", 7),
         ("evaluate__n_datasets", 1),
         ("evaluate__full__epochs", 7),  # of method=full alone

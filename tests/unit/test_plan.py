@@ -66,6 +66,25 @@ def test_what_several_combinations_need_is_made_once(tiny: Compose) -> None:
     assert [len(job) for job in jobs_of(units["generate"], None)] == [1, 1, 1, 1, 2, 2]
 
 
+def test_the_learners_of_a_pool_are_a_job_each(tiny: Compose) -> None:
+    pool = ("match.learners=pool", "match.pool_size=3")
+    configs = [((*pool, f"seed={seed}"), tiny(*pool, f"seed={seed}")) for seed in (0, 1)]
+    units = units_of("learners", configs)  # which both runs share
+    assert [unit.call.overrides[-2:] for unit in units] == [
+        (f"match.trajectory={number}", "stages=[learners]") for number in range(3)
+    ]
+    assert [len(job) for job in jobs_of(units, None)] == [1, 1, 1]
+    matchings = units_of("match", configs)
+    assert len(matchings) == 2
+    for unit in matchings:
+        assert unit.needs[1:] == tuple(key for part in units for key in part.keys)
+    assert makes(configs[0][1], "train")["learners"] == [key for unit in units for key in unit.keys]
+    one = units[1].call
+    assert makes(tiny(*one.overrides), "train") == one.makes
+    assert [unit.keys for unit in units_of("learners", [(one.overrides, tiny(*one.overrides))])] == [units[1].keys]
+    assert units_of("learners", [((), tiny(*pool, "method=lm")), ((), tiny())]) == []
+
+
 def test_what_a_command_makes_is_what_the_plan_says(tiny: Compose) -> None:
     config = tiny("method=lm")
     made = makes(config, "train")

@@ -20,7 +20,7 @@ def monitor(tiny: Callable[..., Config], tiny_cache: Path) -> SimilarityMonitor:
     config = tiny()
     corpus = load_corpus(config.task, config.data, tiny_cache)
     learner = build_learner(config.match.learner, 2, tiny_cache, torch.device("cpu"))
-    return SimilarityMonitor(config, corpus, learner, learner.tokenize(corpus.train.texts))
+    return SimilarityMonitor(config, corpus, learner)
 
 
 def test_states_are_distinct_and_kept(monitor: SimilarityMonitor) -> None:

@@ -17,30 +17,33 @@ from dilm.world import ALONE
 def trajectory(config: Config, cache: Path) -> Trajectory:
     learner = build_learner(config.match.learner, 2, cache, torch.device("cpu"))
     corpus = load_corpus(config.task, config.data, cache)
-    return Trajectory(learner, corpus.train, config.match, "fp32", ("tiny", 0), ALONE)
+    tokens = learner.tokenize(corpus.train.texts)
+    return Trajectory(learner, tokens, corpus.train.labels, config.match, "fp32", ("tiny", 0), ALONE)
 
 
 def weights(of: Trajectory) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten().clone() for parameter in of.learner.parameters()])
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-def test_an_outer_step_starts_afresh_or_goes_on(tiny: Callable[..., Config], tiny_cache: Path, fresh: bool) -> None:
-    way = trajectory(tiny(f"match.fresh_learner={fresh}", "match.learner_optimizer.lr=1e-2"), tiny_cache)
+@pytest.mark.parametrize("learners", ["fresh", "continued"])
+def test_an_outer_step_starts_afresh_or_goes_on(tiny: Callable[..., Config], tiny_cache: Path, learners: str) -> None:
+    way = trajectory(tiny(f"match.learners={learners}", "match.learner_optimizer.lr=1e-2"), tiny_cache)
     way.begin(0)
     start = weights(way)
     way.advance(0, 0)
     trained = weights(way)
     assert not torch.equal(trained, start)
     way.begin(1)
-    assert torch.equal(weights(way), trained) == (not fresh)
+    assert torch.equal(weights(way), trained) == (learners == "continued")
     n_head = sum(parameter.numel() for parameter in way.learner.head.parameters())
-    assert (weights(way) != start).sum() <= n_head if fresh else True  # the pretrained encoder, and another head
+    assert (
+        (weights(way) != start).sum() <= n_head if learners == "fresh" else True
+    )  # the pretrained encoder, and another head
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-def test_restored_it_goes_the_same_way(tiny: Callable[..., Config], tiny_cache: Path, fresh: bool) -> None:
-    config = tiny(f"match.fresh_learner={fresh}")
+@pytest.mark.parametrize("learners", ["fresh", "continued"])
+def test_restored_it_goes_the_same_way(tiny: Callable[..., Config], tiny_cache: Path, learners: str) -> None:
+    config = tiny(f"match.learners={learners}")
     inner = config.match.inner_steps
     way = trajectory(config, tiny_cache)
     for update in range(2 * inner):
@@ -54,13 +57,3 @@ def test_restored_it_goes_the_same_way(tiny: Callable[..., Config], tiny_cache: 
     for update in range(inner + 1, 2 * inner):
         again.advance(update // inner, update % inner)
     assert torch.equal(weights(again), weights(way))
-
-
-def test_the_pretrained_learner_is_lent_for_a_block(tiny: Callable[..., Config], tiny_cache: Path) -> None:
-    way = trajectory(tiny("match.learner_optimizer.lr=1e-2"), tiny_cache)
-    way.begin(0)
-    way.advance(0, 0)
-    trained = weights(way)
-    with way.pretrained():
-        assert not torch.equal(weights(way), trained)
-    assert torch.equal(weights(way), trained)
