@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 
 def k_means(embeddings_ND: Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cluster with k-means++ and one start. Returns the cluster of each text (N,) and the centroids (k, D)."""
+    from sklearn.cluster import KMeans  # heavy, and an evaluation needs the batches alone
+
     fitted = KMeans(n_clusters=k, init="k-means++", n_init=1, random_state=seed % 2**32).fit(embeddings_ND.numpy())
     return fitted.labels_, fitted.cluster_centers_
 
@@ -29,9 +30,12 @@ def diverse_batches(clusters_N: np.ndarray, size: int, generator: np.random.Gene
 
 def plain_batches(n: int, size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless batches of `size` of `n` row indices, in shuffled passes."""
-    queue = _endless(np.arange(n), generator)
+    rows, left = np.arange(n), np.arange(0)
     while True:
-        yield np.array([next(queue) for _ in range(size)])
+        while len(left) < size:
+            left = np.concatenate([left, generator.permutation(rows)])
+        yield left[:size]
+        left = left[size:]
 
 
 def _endless(rows: np.ndarray, generator: np.random.Generator) -> Iterator[int]:

@@ -57,6 +57,11 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The values on the device; to a GPU they go while the processor prepares what is next."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def attention(device: torch.device) -> str:
     """The attention kernel: on a CPU the plain one, since the fused one's backward pass takes twice as long there."""
     return "eager" if device.type == "cpu" else "sdpa"

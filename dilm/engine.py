@@ -4,6 +4,7 @@ A step's loss comes in parts, each made when its turn comes, so that the graph o
 gradient is that of the *sum* of all parts of all ranks: whoever makes the parts divides by the number of texts.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,19 +73,20 @@ class TorchEngine:
 
     def step(self, *parts: Part) -> Step:
         """Back-propagate the sum of the parts of all ranks, and update."""
-        value = torch.zeros(())
+        value = torch.zeros((), device=next(self.module.parameters()).device)
         for part in parts:
             loss = part()
             loss.backward()
-            value += loss.detach().float().cpu()
+            value += loss.detach().float()
         value = self.world.sum(value)
         self._sum_gradients()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
-        if torch.isfinite(value):
+        done = Step(*torch.stack([value, norm]).tolist())  # the one place where a step waits for a GPU
+        if math.isfinite(done.loss):
             self.optimizer.step()
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(float(value), float(norm))
+        return done
 
     def _sum_gradients(self) -> None:
         if self.world.size == 1:

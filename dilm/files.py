@@ -57,7 +57,7 @@ def disk_full_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file atomically. Raises DiskFullError."""
     temporary = temporary_name(path)
     with disk_full_named(path):

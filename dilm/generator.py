@@ -1,16 +1,19 @@
 """The generator p_φ: a causal language model with the control tokens of a task."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dilm.batching import Tokens, kept_tokens, tokenized
 from dilm.config import GeneratorConfig, TaskConfig
 from dilm.device import attention
 from dilm.errors import ConfigError
+from dilm.sources import source_id
 from dilm.tables import TextTable
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, write_tokens
 
@@ -25,12 +28,25 @@ class Generator:
     n_fields: int
     max_length: int  # tokens of a text, control tokens included
 
-    def encode(self, table: TextTable) -> list[list[int]]:
+    def encode(self, table: TextTable) -> Tokens:
         """Each row's token sequence, from `<bos_y>` to `<eos>`."""
-        columns = [self._tokenize([text[position] for text in table.texts]) for position in range(self.n_fields)]
+        return tokenized(self._encode, table.texts, table.labels)
+
+    def encode_once(self, table: TextTable, config: GeneratorConfig, cache: Path) -> Tokens:
+        """As `encode`, kept in the cache by where the tokenizer comes from and what determines the rest."""
+        identity = {
+            "source": source_id(config.source),
+            "control": asdict(self.control),
+            "max_length": self.max_length,
+            "rows": table.content_hash,
+        }
+        return kept_tokens(cache, config.name, identity, lambda: self.encode(table))
+
+    def _encode(self, texts: Sequence[tuple[str, ...]], labels: np.ndarray) -> list[list[int]]:
+        columns = [self._tokenize([text[position] for text in texts]) for position in range(self.n_fields)]
         return [
             write_tokens(fields, int(label), self.control, self.max_length)
-            for label, *fields in zip(table.labels, *columns, strict=True)
+            for label, *fields in zip(labels, *columns, strict=True)
         ]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dilm.batching import by_length
+from dilm.batching import Ids, by_length
 from dilm.errors import ConfigError
 from dilm.learner import CPU_TOKENS, Learner, text_gradients, text_losses
 from dilm.matching import parameter_gradient
@@ -61,7 +61,7 @@ class AutogradGradients:
     def __init__(
         self,
         learner: Learner,
-        tokens: Sequence[Sequence[int]],
+        tokens: Sequence[Ids],
         labels_B: np.ndarray,
         parameters: list[nn.Parameter],
         precision: str,
@@ -144,7 +144,7 @@ def matched_parameters(learner: Learner, which: str) -> list[nn.Parameter] | Non
 
 def gradients_of(
     learner: Learner,
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Ids],
     labels_B: np.ndarray,
     parameters: list[nn.Parameter] | None,
     precision: str,

@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dilm.batching import by_length, pad
+from dilm.batching import Ids, Tokens, by_length, kept_tokens, pad, tokenized
 from dilm.config import LearnerConfig
 from dilm.device import attention, autocast, seeded, wide
 from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.matching import head_gradients
-from dilm.sources import model_folder
+from dilm.sources import model_folder, source_id
+from dilm.tables import TextTable
 
 TOKENS_PER_BATCH = 8192  # of forward passes without gradients, padding included
 CPU_TOKENS = 512  # the same with gradients, on a CPU
@@ -37,9 +38,10 @@ class Learner(nn.Module):
     its features are whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer.
     """
 
-    def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device, cache: Path) -> None:
         super().__init__()
         self.config = config
+        self.cache = cache
         self.n_labels = n_labels
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         loading = {"local_files_only": True, "dtype": torch.float32, "attn_implementation": attention(device)}
@@ -84,8 +86,20 @@ class Learner(nn.Module):
                 _draw(layer, spread)
         return self
 
-    def tokenize(self, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
         """Token ids of single texts or pairs, cut at `max_length`."""
+        return tokenized(self._tokenize, texts)
+
+    def tokenize_once(self, table: TextTable) -> Tokens:
+        """A table's token ids, kept in the cache by where the tokenizer comes from and what determines the rest."""
+        identity = {
+            "source": source_id(self.config.source),
+            "max_length": self.config.max_length,
+            "rows": table.content_hash,
+        }
+        return kept_tokens(self.cache, self.config.name, identity, lambda: self.tokenize(table.texts))
+
+    def _tokenize(self, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
         columns = [list(column) for column in zip(*texts, strict=True)]
         return self.tokenizer(*columns, truncation=True, max_length=self.config.max_length)["input_ids"]
 
@@ -93,7 +107,7 @@ class Learner(nn.Module):
         """Attention that can be differentiated twice."""
         self.encoder.set_attn_implementation("eager")
 
-    def pad(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def pad(self, tokens: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         """A batch ids_BL and its mask_BL, on the side on which the architecture wants its padding."""
         return pad(tokens, self.pad_token, self.device, left=self.pads_left)
 
@@ -175,32 +189,33 @@ def _last_linear(model: nn.Module, n_labels: int, name: str) -> nn.Linear:
 
 
 @torch.inference_mode()
-def forward_all(learner: Learner, tokens: Sequence[Sequence[int]], what: str, precision: str) -> Tensor:
+def forward_all(learner: Learner, tokens: Sequence[Ids], what: str, precision: str) -> Tensor:
     """`features`, `embed` or `forward` of tokenised texts in eval mode: (N, ·), fp32, on the CPU, in their order."""
+    packed = Tokens.of(tokens)
     was_training = learner.training
     learner.eval()
     parts: list[tuple[np.ndarray, Tensor]] = []
-    for rows in by_length([len(ids) for ids in tokens], TOKENS_PER_BATCH):
-        ids_BL, mask_BL = learner.pad([tokens[row] for row in rows])
+    for rows in by_length(packed.lengths, TOKENS_PER_BATCH):
+        ids_BL, mask_BL = learner.pad(packed.take(rows))
         with autocast(learner.device, precision):
             parts.append((rows, wide(getattr(learner, what)(ids_BL, mask_BL)).cpu()))
     learner.train(was_training)
-    result = torch.empty(len(tokens), parts[0][1].shape[1], dtype=parts[0][1].dtype)
+    result = torch.empty(len(packed), parts[0][1].shape[1], dtype=parts[0][1].dtype)
     for rows, values in parts:
         result[torch.as_tensor(rows)] = values
     return result
 
 
-def text_loss(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndarray, precision: str) -> Tensor:
+def text_loss(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, precision: str) -> Tensor:
     """Mean cross-entropy of a batch of tokenised texts, ready for backward."""
+    packed = Tokens.of(tokens)
     on_cpu = learner.device.type == "cpu"  # there padding costs more than several calls do
-    budget = CPU_TOKENS if on_cpu else len(tokens) * max(len(ids) for ids in tokens)
-    parts = by_length([len(ids) for ids in tokens], budget)
-    sums = [text_losses(learner, [tokens[row] for row in rows], labels[rows], precision).sum() for rows in parts]
-    return torch.stack(sums).sum() / len(tokens)
+    parts = by_length(packed.lengths, CPU_TOKENS if on_cpu else len(packed) * packed.lengths.max())
+    sums = [text_losses(learner, packed.take(rows), labels[rows], precision).sum() for rows in parts]
+    return torch.stack(sums).sum() / len(packed)
 
 
-def text_losses(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.ndarray, precision: str) -> Tensor:
+def text_losses(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, precision: str) -> Tensor:
     """Cross-entropy of each text of one padded batch, losses_B, ready for backward."""
     ids_BL, mask_BL = learner.pad(tokens)
     with autocast(learner.device, precision):
@@ -211,7 +226,7 @@ def text_losses(learner: Learner, tokens: Sequence[Sequence[int]], labels: np.nd
 
 
 @torch.no_grad()
-def text_gradients(learner: Learner, tokens: Sequence[Sequence[int]], labels_B: np.ndarray, precision: str) -> Tensor:
+def text_gradients(learner: Learner, tokens: Sequence[Ids], labels_B: np.ndarray, precision: str) -> Tensor:
     """Gradient of each text's loss with respect to the head, gradients_BP in fp32, with no backward pass; eval mode."""
     features_BD = forward_all(learner, tokens, "features", precision).to(learner.device)
     labels = torch.as_tensor(labels_B, device=learner.device)
@@ -225,4 +240,4 @@ def label_means(gradients_BP: Tensor, labels_B: np.ndarray, n_labels: int) -> Te
 
 def build_learner(config: LearnerConfig, n_labels: int, cache: Path, device: torch.device) -> Learner:
     """The pretrained learner on its device, fetched by need."""
-    return Learner(model_folder(config.name, config.source, cache), config, n_labels, device).to(device)
+    return Learner(model_folder(config.name, config.source, cache), config, n_labels, device, cache).to(device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from dilm.batching import by_length, deal, pad
+from dilm.batching import Ids, Tokens, by_length, deal, pad
 from dilm.config import Config, OptimizerConfig
 from dilm.device import autocast, seeded, wide
 from dilm.engine import Engine, build_engine
@@ -66,15 +66,13 @@ class ChunkedHead(nn.Module):
         return F.cross_entropy(wide(F.linear(hidden_ND, self.weight, self.bias)), targets_N, reduction="none")
 
 
-def text_nll(
-    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, average: str = "tokens"
-) -> Tensor:
+def text_nll(generator: Generator, sequences: Sequence[Ids], precision: str, average: str = "tokens") -> Tensor:
     """Negative log-likelihood of each text, nll_B in nats a token, ready for backward (paper, equation 2)."""
     sums_B = sum_nll(generator, sequences, precision)
     return sums_B / denominators(generator, sequences, average).to(sums_B.device)
 
 
-def denominators(generator: Generator, sequences: Sequence[Sequence[int]], average: str) -> Tensor:
+def denominators(generator: Generator, sequences: Sequence[Ids], average: str) -> Tensor:
     """What each text's summed NLL is divided by, (B,).
 
     `tokens`: the text's own tokens. `padded`: the batch's longest, as in the authors' code: a text's weight then
@@ -84,22 +82,20 @@ def denominators(generator: Generator, sequences: Sequence[Sequence[int]], avera
     return lengths_B.max().expand_as(lengths_B) if average == "padded" else lengths_B
 
 
-def sum_nll(
-    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, engine: Engine | None = None
-) -> Tensor:
+def sum_nll(generator: Generator, sequences: Sequence[Ids], precision: str, engine: Engine | None = None) -> Tensor:
     """NLL in nats of each sequence's tokens after its prompt, summed: sums_B. Texts of like length share a batch.
 
     With an engine, the forward passes are its own: one alone where ranks must keep in step.
     """
-    device, given = generator.device, generator.control.prompt_length
+    device, given, packed = generator.device, generator.control.prompt_length, Tokens.of(sequences)
     module = TextNLL(generator.model) if engine is None else engine
     whole = device.type != "cpu" or (engine is not None and engine.lockstep)
     budget = CPU_TOKENS
     if whole:
-        budget = GPU_TOKENS if engine is None else len(sequences) * max(map(len, sequences))
+        budget = GPU_TOKENS if engine is None else len(packed) * int(packed.lengths.max())
     sums, order = [], []
-    for rows in by_length([len(sequence) for sequence in sequences], budget):
-        ids_BL, mask_BL = pad([sequences[row] for row in rows], generator.control.pad, device)
+    for rows in by_length(packed.lengths, budget):
+        ids_BL, mask_BL = pad(packed.take(rows), generator.control.pad, device)
         with autocast(device, precision if engine is None else "fp32"):
             sums.append(module(ids_BL, mask_BL, given))
         order.append(torch.as_tensor(rows, device=device))
@@ -107,7 +103,7 @@ def sum_nll(
 
 
 def average_nll(
-    generator: Generator, sequences: Sequence[Sequence[int]], names: Names, config: Config, engine: Engine
+    generator: Generator, sequences: Sequence[Ids], names: Names, config: Config, engine: Engine
 ) -> tuple[list[Part], int]:
     """The token-averaged NLL of a batch that all ranks share: this rank's parts of a step, and the batch's tokens.
 
@@ -150,7 +146,7 @@ def settled(generator: Generator, engine: Engine) -> Generator:
 
 @torch.inference_mode()
 def held_out_scores(
-    generator: Generator, sequences: Sequence[Sequence[int]], precision: str, world: World = ALONE
+    generator: Generator, sequences: Sequence[Ids], precision: str, world: World = ALONE
 ) -> tuple[float, float]:
     """How well pre-training went, on texts it has not seen, in eval mode.
 
@@ -167,7 +163,7 @@ def held_out_scores(
     return nll / n_tokens, right / len(sequences)
 
 
-def _own_scores(generator: Generator, sequences: Sequence[Sequence[int]], precision: str) -> list[float]:
+def _own_scores(generator: Generator, sequences: Sequence[Ids], precision: str) -> list[float]:
     """Summed NLL, number of tokens, and number of texts likeliest under their own label."""
     control, given = generator.control, generator.control.prompt_length
     texts = [sequence[given:] for sequence in sequences]

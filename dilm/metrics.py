@@ -1,23 +1,31 @@
 """Scores of predicted labels, in percent."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 Score = Callable[[np.ndarray, np.ndarray], float]  # true, predicted
 
 
+def _f1(labels: np.ndarray, predicted: np.ndarray, average: str = "binary") -> float:
+    from sklearn.metrics import f1_score  # heavy, and most tasks are scored by accuracy alone
+
+    return float(f1_score(labels, predicted, average=average, zero_division=0.0))
+
+
 def _matthews(labels: np.ndarray, predicted: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     constant = len(np.unique(labels)) == 1 or len(np.unique(predicted)) == 1
     return 0.0 if constant else float(matthews_corrcoef(labels, predicted))
 
 
 SCORES: dict[str, Score] = {
-    "accuracy": accuracy_score,
-    "f1": lambda labels, predicted: f1_score(labels, predicted, zero_division=0.0),  # of label 1
+    "accuracy": lambda labels, predicted: float(np.mean(labels == predicted)),
+    "f1": _f1,  # of label 1
     "matthews": _matthews,
-    "macro_f1": lambda labels, predicted: f1_score(labels, predicted, average="macro", zero_division=0.0),
+    "macro_f1": partial(_f1, average="macro"),
 }
 MADE_OF = {"accuracy_f1": ("accuracy", "f1")}  # means of others
 

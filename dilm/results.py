@@ -21,7 +21,8 @@ from dilm.keys import content_key
 from dilm.tables import TextTable
 
 SCHEMA = 1
-Predict = Callable[[TextTable, tuple[str | int, ...]], np.ndarray]  # data set, names of its seed -> dev labels
+Work = tuple[TextTable, tuple[str | int, ...]]  # a data set, and the names that seed what is learnt from it
+Predict = Callable[[TextTable, tuple[str | int, ...]], np.ndarray]  # of one `Work` -> dev labels
 
 
 @dataclass(frozen=True)

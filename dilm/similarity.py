@@ -5,7 +5,7 @@ sampled anew, all with equal weight, and compares their gradient with that of a 
 same few learner states every time. The texts' random numbers are the same at every measurement.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dilm.batching import Ids
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import Corpus
@@ -69,7 +70,7 @@ class SimilarityMonitor:
                 step += 1
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 
-    def _gradients(self, tokens: list[list[int]], labels_B: np.ndarray) -> Tensor:
+    def _gradients(self, tokens: Sequence[Ids], labels_B: np.ndarray) -> Tensor:
         """Mean gradient of each label, (C, P), at the learner's weights of now."""
         rows_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
         return label_means(rows_BP, labels_B, self.learner.n_labels)
@@ -99,7 +100,8 @@ class SimilarityMonitor:
     def measure(self, generator: Generator) -> dict[str, float]:
         """Mean cosine over labels and states between fresh texts' gradient and the real one. Puts the learner back."""
         before = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
-        tokens, labels, written_count = [], [], 0
+        tokens: list[Ids] = []
+        labels, written_count = [], 0
         writer = Writer(generator, self.config.precision)
         for label in range(self.learner.n_labels):
             count = self.config.match.monitor_dpc
@@ -108,7 +110,7 @@ class SimilarityMonitor:
             )
             texts = [text for text in written.texts if text is not None]
             written_count += len(texts)
-            tokens += self.learner.tokenize(texts) if texts else []
+            tokens += self.learner.tokenize(texts)
             labels += [label] * len(texts)
         if len(set(labels)) < self.learner.n_labels:
             return {"fresh_wellformed": written_count / (self.learner.n_labels * self.config.match.monitor_dpc)}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dilm.batching import Tokens
 from dilm.clustering import diverse_batches, k_means, plain_batches
 from dilm.config import MatchConfig
 from dilm.errors import DataError
@@ -136,12 +137,12 @@ def synthetic_pool(
             # On the main rank alone: with more threads, scikit-learn's sums depend on which of them ends first.
             found = k_means(embeddings_ND, config.synthetic_dpc, seed)[0].tolist() if world.main else None
             clusters = world.share(found)
-        pool.append(PoolOfLabel(sequences, tokens, clusters))
+        pool.append(PoolOfLabel(sequences, tokens.lists(), clusters))
     return pool
 
 
-def _embed(learner: Learner, tokens: list[list[int]], precision: str, world: World) -> Tensor:
-    own = [tokens[index] for index in world.mine(len(tokens))]
+def _embed(learner: Learner, tokens: Tokens, precision: str, world: World) -> Tensor:
+    own = tokens.take(world.mine(len(tokens)))
     # As arrays: a row of a tensor travels with the whole tensor's memory.
     shares = world.gather(forward_all(learner, own, "embed", precision).numpy())
     return torch.from_numpy(np.stack(world.interleave([list(share) for share in shares])))

@@ -78,7 +78,7 @@ class TrainedTeacher:
         self.names: Names = (config.task.name, config.seed)
         self.table = corpus.train
         self.store = FeatureStore(config.match.learner, learner.n_labels, cache, learner.device, config.precision)
-        tokens = learner.tokenize(corpus.train.texts)
+        tokens = world.first(lambda: learner.tokenize_once(corpus.train))
         self.trajectory = Trajectory(
             learner, tokens, corpus.train.labels, config.match, config.precision, self.names, world
         )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dilm.batching import Ids
 from dilm.clustering import plain_batches
 from dilm.config import MatchConfig
 from dilm.device import seeded
@@ -24,7 +25,7 @@ class Trajectory:
     def __init__(
         self,
         learner: Learner,
-        tokens: Sequence[Sequence[int]],
+        tokens: Sequence[Ids],
         labels_N: np.ndarray,
         settings: MatchConfig,
         precision: str,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -10,8 +11,9 @@ from rich.table import Table as RichTable
 from dilm.errors import MissingArtifactError
 from dilm.results import rows_folder
 from dilm.runner import run_tool
-from dilm.stages.collect import cell_text, run
-from dilm.summaries import Table
+
+if TYPE_CHECKING:
+    from dilm.summaries import Table
 
 
 def main(arguments: list[str]) -> None:
@@ -23,6 +25,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if not rows_folder(options.root).is_dir():
         raise MissingArtifactError(str(rows_folder(options.root)), "python -m dilm.evaluate", f"root={options.root}")
+    from dilm.stages.collect import run  # pandas, scipy and matplotlib, which --help and a typo need not wait for
+
     tables = run(options.root, options.out)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:
@@ -34,7 +38,9 @@ def main(arguments: list[str]) -> None:
         console.print(bring_in(options.root, options.mlflow))
 
 
-def _printed(table: Table) -> RichTable:
+def _printed(table: "Table") -> RichTable:
+    from dilm.stages.collect import cell_text
+
     printed = RichTable(title=table.title, caption="mean ± std over models [95% interval over data sets]")
     printed.add_column("method")
     for dpc in table.sizes:

@@ -18,7 +18,7 @@ from dilm.data import load_split, sampled_dev, split_hash
 from dilm.errors import CellsFailedError, DilmError
 from dilm.lineage import dataset_artifact
 from dilm.metrics import score
-from dilm.results import Predict, Row, RowLog, RowWriter, claimed_cell
+from dilm.results import Predict, Row, RowLog, RowWriter, Work, claimed_cell
 from dilm.shards import read_shards
 from dilm.sources import cache_folder
 from dilm.tables import TextTable
@@ -52,7 +52,8 @@ def run(config: Config) -> Outcome:
     numbers = sorted({cell.dataset for cell in missing})
     datasets = {number: shards.table.take(np.flatnonzero(shards.dataset == number)) for number in numbers}
     scored = sampled_dev(dev, config.evaluate.dev_rows, config.task.name)
-    predict = _predictor(config, list(datasets.values()), scored, cache)
+    work = [(datasets[cell.dataset], names_of(config, cell)) for cell in missing]
+    predict = _predictor(config, work, scored, cache)
 
     def evaluate_one(cell: Row) -> Row:
         return _evaluate_cell(config, cell, datasets[cell.dataset], scored, predict)
@@ -60,7 +61,7 @@ def run(config: Config) -> Outcome:
     return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
 
 
-def _predictor(config: Config, datasets: list[TextTable], dev: TextTable, cache: Path) -> Predict:
+def _predictor(config: Config, work: list[Work], dev: TextTable, cache: Path) -> Predict:
     """What learns from a data set and labels dev; loaded with models and dev once for all cells."""
     if config.evaluator == "words":
         from dilm import words
@@ -72,7 +73,12 @@ def _predictor(config: Config, datasets: list[TextTable], dev: TextTable, cache:
         return icl.predictor(config, dev, cache)
     from dilm import finetune
 
-    return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, datasets, dev, cache)
+    return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, work, dev, cache)
+
+
+def names_of(config: Config, cell: Row) -> tuple[str | int, ...]:
+    """What seeds a cell's learner."""
+    return ("evaluate", config.task.name, config.seed, cell.dataset, cell.seed)
 
 
 def title_of(cell: Row) -> str:
@@ -130,8 +136,7 @@ def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable
     """One cell's row; its failure is in the row and stops nobody else, but what the user must mend is raised."""
     started = time.monotonic()
     try:
-        names = ("evaluate", config.task.name, config.seed, cell.dataset, cell.seed)
-        value, metrics = score(cell.metric, predict(dataset, names), dev.labels)
+        value, metrics = score(cell.metric, predict(dataset, names_of(config, cell)), dev.labels)
     except DilmError:
         raise
     except Exception as error:

@@ -66,7 +66,7 @@ class Learners:
         if self.parameters is not None:
             self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
         self.store = FeatureStore(config.match.learner, n_labels, cache, device, config.precision)
-        self.tokens = self.learner.tokenize(corpus.train.texts)
+        self.tokens = world.first(lambda: self.learner.tokenize_once(corpus.train))
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         if world.main:
             print(self._size())

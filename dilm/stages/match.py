@@ -79,7 +79,8 @@ class Matching:
         if self.parameters is not None:
             self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
         self.teacher = build_teacher(config, corpus, self.learner, self.parameters, cache, world)
-        self.sequences = self.generator.encode(corpus.train) if self.settings.lm_weight else []
+        encode = partial(self.generator.encode_once, corpus.train, config.generator, cache)
+        self.sequences = world.first(encode) if self.settings.lm_weight else []
         self.lm_rows = plain_batches(
             len(corpus.train), self.settings.lm_batch, np.random.default_rng(derive_seed("regulariser", *self.names))
         )

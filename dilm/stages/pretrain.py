@@ -46,7 +46,8 @@ class Pretraining:
         self.device = pick_device(config.device, config.threads)
         source = world.first(lambda: model_folder(config.generator.name, config.generator.source, cache))
         self.generator = build_generator(source, config.generator, config.task, self.device)
-        self.sequences, self.held_out = self.generator.encode(corpus.train), self.generator.encode(corpus.valid)
+        self.sequences = world.first(lambda: self.generator.encode_once(corpus.train, config.generator, cache))
+        self.held_out = self.generator.encode(corpus.valid)
 
     def train(self, folder: Path) -> None:
         """Take all steps, from the newest checkpoint on, and save the generator to `folder`."""
@@ -84,7 +85,7 @@ class Pretraining:
 
     def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
         """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""
-        sequences = [self.sequences[row] for row in rows]
+        sequences = self.sequences.take(rows)
         names = ("pretrain dropout", *self.names, step)
         parts, n_tokens = average_nll(self.generator, sequences, names, self.config, engine)
         done = engine.step(*parts)

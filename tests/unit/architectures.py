@@ -34,4 +34,4 @@ def learner_of(family: str, folder: Path, n_labels: int = 3) -> Learner:
             torch.manual_seed(0)
             AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     settings = LearnerConfig(family, SourceConfig(path=str(folder)), pooling="model", max_length=40)
-    return Learner(folder, settings, n_labels, torch.device("cpu"))
+    return Learner(folder, settings, n_labels, torch.device("cpu"), folder.parent)

@@ -8,4 +8,4 @@ TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max
 
 
 def rows(generator: Generator, *texts: tuple[str, str]) -> list[list[int]]:
-    return generator.encode(table(["a", "b"], list(texts), [0] * len(texts)))
+    return generator.encode(table(["a", "b"], list(texts), [0] * len(texts))).lists()

@@ -44,3 +44,5 @@ def test_plain_batches_pass_over_every_row(n: int, size: int, seed: int) -> None
     rows = np.concatenate(list(islice(plain_batches(n, size, np.random.default_rng(seed)), n)))
     counts = np.bincount(rows, minlength=n)
     assert counts.max() - counts.min() <= 1
+    generator = np.random.default_rng(seed)
+    assert np.array_equal(rows, np.concatenate([generator.permutation(np.arange(n)) for _ in range(size)]))

@@ -98,3 +98,14 @@ def test_other_weights_make_a_model_of_its_own(generator: Generator) -> None:
         assert torch.equal(value, weights[name])
     assert other.model.get_output_embeddings().weight is other.model.get_input_embeddings().weight
     assert other.model is not generator.model
+
+
+def test_encoded_once_is_found_by_what_determines_it(generator: Generator, tmp_path: Path) -> None:
+    config = GeneratorConfig("tiny", SourceConfig(built="tiny-gpt2"))
+    first = table(["a", "b"], [("good", "film"), ("x", "y " * 40)], [0, 1])
+    prefixed = replace(generator, control=replace(generator.control, prefix=(3,)))
+    for coder in (generator, prefixed, replace(generator, max_length=9)):
+        for given_rows in (first, first.take([1, 0]), replace(first, labels=1 - first.labels)):
+            for _ in range(2):
+                assert coder.encode_once(given_rows, config, tmp_path).lists() == coder.encode(given_rows).lists()
+    assert len(list((tmp_path / "tokens").iterdir())) == 9

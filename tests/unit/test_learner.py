@@ -40,7 +40,7 @@ def built(cache: Path, pooling: str = "model", kind: str = "tiny-bert", embeddin
 )
 def test_closed_form_gradient_is_the_models_own(tiny_cache: Path, pooling: str, kind: str) -> None:
     learner = built(tiny_cache, pooling, kind).fresh("test").double().eval()
-    tokens = learner.tokenize(TEXTS)
+    tokens = learner.tokenize(TEXTS).lists()
     parameters = list(learner.head.parameters())
     for ids, label in zip(tokens, LABELS, strict=True):
         row = torch.tensor([ids])
@@ -78,7 +78,7 @@ def test_logits_are_those_of_the_architecture(tiny_cache: Path) -> None:
     for kind in ("tiny-bert", "tiny-gpt2"):
         learner = built(tiny_cache, "model", kind).fresh("x").eval()
         logits = forward_all(learner, learner.tokenize(TEXTS), "forward", "fp32")
-        for ids, row in zip(learner.tokenize(TEXTS), logits, strict=True):
+        for ids, row in zip(learner.tokenize(TEXTS).lists(), logits, strict=True):
             assert isinstance(learner.classifier, torch.nn.Module)
             expected = learner.classifier(input_ids=torch.tensor([ids])).logits[0]
             assert torch.allclose(row, expected, atol=1e-5)
@@ -112,7 +112,7 @@ def test_text_loss_is_the_mean_over_texts_however_they_are_batched(
     tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = built(tiny_cache, "mean").fresh("x").eval()
-    tokens = learner.tokenize(TEXTS)
+    tokens = learner.tokenize(TEXTS).lists()
     logits = torch.cat([learner(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)) for ids in tokens])
     expected = F.cross_entropy(logits, torch.as_tensor(LABELS)).detach()
     for budget in (1, 16, 10_000):

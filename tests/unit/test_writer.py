@@ -48,11 +48,11 @@ def test_uniforms_of_a_text_depend_on_seed_and_index_alone() -> None:
 
 def test_texts_do_not_depend_on_the_batch_they_were_written_in(generator: Generator) -> None:
     writer = Writer(generator, "fp32")
-    together = writer.write(1, range(60), ("test",), 0.95, 64)
-    split = [writer.write(1, range(start, start + 7), ("test",), 0.95, 7) for start in range(0, 56, 7)]
-    tokens = [tokens for part in split for tokens in part.tokens]
-    same = sum(first == second for first, second in zip(together.tokens, tokens, strict=False))
-    assert same >= 0.99 * len(tokens)
+    alone, few, many = (writer.write(1, range(128), ("test",), 0.95, batch).tokens for batch in (1, 7, 64))
+    for others in (few, many):
+        assert sum(first == second for first, second in zip(alone, others, strict=True)) >= 0.99 * len(alone)
+    assert writer.write(1, [100, 3], ("test",), 0.95, 2).tokens == [alone[100], alone[3]]
+    assert len({len(tokens) for tokens in alone}) > 1
 
 
 def test_written_nll_is_the_sequences(generator: Generator) -> None:
