@@ -88,9 +88,10 @@ class TrainedTeacher:
     def start(self) -> None:
         """Choose the sets that real batches come from, the same on all ranks."""
         found = teacher_sets(self.table, self.settings, self.store, self.names) if self.world.main else []
-        self._take_sets(self.world.share(found))
+        self.take_sets(self.world.share(found))
 
-    def _take_sets(self, sets: list[list[np.ndarray]]) -> None:
+    def take_sets(self, sets: list[list[np.ndarray]]) -> None:
+        """Draw real batches from these sets from now on."""
         self.sets = sets
         self.real = real_batches(sets, self.settings.real_dpc, self.names)
 
@@ -118,7 +119,7 @@ class TrainedTeacher:
 
     def restore(self, updates: int, state: dict[str, Any]) -> None:
         """Everything as it was after so many updates of the generator."""
-        self._take_sets([[np.array(rows) for rows in chosen] for chosen in state.pop("sets")])
+        self.take_sets([[np.array(rows) for rows in chosen] for chosen in state.pop("sets")])
         skip(self.real, updates * self.settings.real_batches)
         self.trajectory.restore(updates, state)
 

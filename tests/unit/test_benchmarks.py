@@ -116,8 +116,9 @@ def test_both_sides_do_the_same_work(name: str, keys: list[str], tmp_path: Path)
     for side in others:
         for (_, one), (_, other) in zip(timings[ours], timings[side], strict=True):
             assert one.value == pytest.approx(other.value, rel=ALIKE[name])
-            assert (one.amount, one.flops) == pytest.approx((other.amount, other.flops))
-            assert one.flops > 0
+            assert one.amount == pytest.approx(other.amount)
+            # Learners of a pool aren't trained again.
+            assert one.flops > 0 and (one.flops == pytest.approx(other.flops) or name == "match")
 
 
 def test_losses_move_so_that_their_equality_says_something(keys: list[str], tmp_path: Path) -> None:
@@ -139,8 +140,9 @@ def test_the_released_gradient_is_ours(keys: list[str], tmp_path: Path) -> None:
     """Another learner's steps in between would move the second loss."""
     contest = match.contest([*keys, "match.learner_optimizer.lr=1e-2", "match.optimizer.lr=1e-2"], True, tmp_path)
     timings = timing.alternate(contest, 3, 0)
-    losses = np.array([[done.value for _, done in timings[side]] for side in ("ours", "baseline")])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    losses = np.array([[done.value for _, done in timings[side]] for side in ("ours", "fresh", "baseline")])
+    for other in losses[1:]:
+        assert losses[0] == pytest.approx(other, rel=1e-3)
     assert len(set(losses[0])) == 3
 
 

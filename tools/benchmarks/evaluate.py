@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.plain import Trainer, configured, padded, still
 from benchmarks.timing import FORWARD, TRAINING, Call, Contest, Done, multiplied, speed_up
+from dilm.batching import Ids
 from dilm.clustering import plain_batches
 from dilm.config import Config
 from dilm.data import load_corpus, load_split, sampled_dev
@@ -41,7 +42,7 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
 
 
 def _ours(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -> Call:
-    predict = finetuned(config, [dataset], dev, cache)
+    predict = finetuned(config, [(dataset, NAMES)], dev, cache)
     learner = build_learner(config.learner, len(config.task.labels), cache, torch.device("cpu"))
     flops = _flops(config, learner, learner.tokenize(dataset.texts), learner.tokenize(dev.texts))
     del learner
@@ -57,7 +58,7 @@ def _baseline(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -
     learner = build_learner(config.learner, len(config.task.labels), cache, device)
     settings = config.evaluate
 
-    def logits(tokens: list[list[int]]) -> torch.Tensor:
+    def logits(tokens: Sequence[Ids]) -> torch.Tensor:
         with autocast(device, config.precision):
             return learner(*padded(tokens, learner.pad_token, device)).float()
 
@@ -81,7 +82,7 @@ def _baseline(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -
     return call
 
 
-def _flops(config: Config, learner: Learner, train: list[list[int]], scored: list[list[int]]) -> float:
+def _flops(config: Config, learner: Learner, train: Sequence[Ids], scored: Sequence[Ids]) -> float:
     size = min(config.evaluate.batch, len(train))
     trained = config.evaluate.steps * size * sum(map(len, train)) / len(train)
     return multiplied(learner) * (TRAINING * trained + FORWARD * sum(map(len, scored)))

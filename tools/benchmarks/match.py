@@ -1,7 +1,8 @@
-"""An update of gradient matching: ours, the floor below which no update can come, and the released scripts' way."""
+"""An update of gradient matching: ours in both ways, what no update can do without, and the released scripts' way."""
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,60 +13,58 @@ from torch import Tensor, nn
 from benchmarks.plain import Trainer, configured, padded
 from benchmarks.shapes import build_shape
 from benchmarks.timing import FORWARD, TRAINING, Call, Contest, Done, cost, multiplied, speed_up
-from dilm.artifacts import make
+from dilm.artifacts import Artifact, make
 from dilm.clustering import plain_batches
 from dilm.config import Config, GeneratorConfig, LearnerConfig, SourceConfig
 from dilm.data import Corpus, load_corpus
 from dilm.device import autocast, pick_device
-from dilm.engine import Engine
 from dilm.features import FeatureStore
+from dilm.files import new_folder
 from dilm.generator import Generator, build_generator, load_generator
-from dilm.keys import derive_seed
+from dilm.keys import Names, derive_seed
 from dilm.learner import Learner, build_learner, forward_all
 from dilm.likelihood import sum_nll
-from dilm.lineage import match_artifact, pretrain_artifact
+from dilm.lineage import match_artifact, pool_artifacts, pretrain_artifact
 from dilm.sources import cache_folder, model_folder
+from dilm.stages import learners
 from dilm.stages.match import Matching
-from dilm.streams import PoolOfLabel, real_batches, teacher_sets
+from dilm.streams import PoolOfLabel, fixed_sets, real_batches
+from dilm.teacher import TrainedTeacher
+from dilm.trajectory import Trajectory
+from dilm.world import ALONE
 
-# The paper's update, with few candidates for the sets that real texts come from: choosing those isn't timed.
+# The paper's update, with few candidates for the one set that real texts come from: choosing it isn't timed.
 UPDATE = (
     *("match.synthetic_dpc=64", "match.real_dpc=200", "match.learner_steps=20", "match.learner_batch=64"),
-    *("match.repset_dpc=200", "match.n_repset=2", "match.real_candidates=600", "match.optimizer.lr=3e-7"),
+    *("match.repset_dpc=200", "match.n_repset=1", "match.real_candidates=600", "match.optimizer.lr=3e-7"),
 )
+ONE_LEARNER = ("match.pool_size=1", "match.monitor_every=0")
 POOL = 12_800  # texts a class, at most
 
 
-def update(matching: Matching, engine: Engine, step: int) -> float:
-    """What `Matching.train` does for one update, and the loss: the place to change with how learners are had.
-
-    match.learners=fresh: the learner is trained between the updates. With a pool of stored learners nothing is.
-    """
-    loss = matching.update(engine, step)["loss"]
-    matching.trajectory.advance(0, step - 1)
-    return loss
-
-
 def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
-    """All sides draw the same texts, so that losses must agree. Written texts are played by real ones.
+    """All sides draw the same texts at the same learner states, so that losses must agree.
 
-    A generator with random weights writes nothing well-formed; real texts have the lengths that matter here.
+    Written texts are played by real ones: a generator with random weights writes nothing well-formed, and real texts
+    have the lengths that matter here. `ours` takes the learner's states from a pool, here of one learner, that is made
+    below `root` where it isn't there; `fresh` trains it between the updates. There are as many rounds as the pool has
+    states, at most.
     """
-    config = configured(small, keys, *UPDATE)
+    config = configured(small, keys, *UPDATE, *ONE_LEARNER)
+    if small:
+        config = replace(config, root=str(folder / "runs"), match=replace(config.match, pool_size=1, n_repset=1))
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)
     if not small:
-        config = _shaped(config, corpus, folder)
-        cache = folder / "cache"
-    config.root = str(folder / "runs")
+        config = _shaped(config, corpus, Path(config.root) / "bench-shapes")
     stage = Stage(config, corpus, cache)
-    sides = {"ours": stage.ours, "floor": stage.floor, "baseline": stage.baseline}
-    goals = [speed_up(10), cost("ours", "floor", 1.3)]
+    sides = {"ours": stage.ours, "fresh": stage.fresh, "floor": stage.floor, "baseline": stage.baseline}
+    goals = [speed_up(10), cost("ours", "floor", 1.3), speed_up(None, side="fresh")]
     found = config.match
     note = (
         f"{config.generator.name}, {config.match.learner.name}; {len(config.task.labels)} labels x "
         f"{found.synthetic_dpc} written and {found.real_dpc} real texts, {found.learner_steps} learner steps of "
-        f"{found.learner_batch}"
+        f"{found.learner_batch}; {stage.make_pool()}"
     )
     return Contest("match", "updates", sides, goals, config.precision, 0.05, note)
 
@@ -74,18 +73,12 @@ def _shaped(config: Config, corpus: Corpus, folder: Path) -> Config:
     """The same with the paper's models, but for their weights."""
     texts = [value for text in corpus.train.texts for value in text]
     for name in ("gpt2", "bert"):
-        build_shape(name, texts, folder / name)
+        if not (folder / name).exists():
+            with new_folder(folder / name) as made:
+                build_shape(name, texts, made)
     generator = GeneratorConfig("gpt2-shape", SourceConfig(path=str(folder / "gpt2")), dropout=0.0)
     learner = LearnerConfig("bert-shape", SourceConfig(path=str(folder / "bert")))
     return replace(config, generator=generator, match=replace(config.match, learner=learner))
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What every side draws from, by itself and in the same order."""
-
-    pool: list[PoolOfLabel]
-    sets: list[list[np.ndarray]]  # of real rows
 
 
 class Stage:
@@ -93,7 +86,8 @@ class Stage:
 
     def __init__(self, config: Config, corpus: Corpus, cache: Path) -> None:
         self.config, self.corpus, self.cache = config, corpus, cache
-        self.names = (config.task.name, config.seed)
+        self.names = ("pool", config.task.name)  # by which learners of a pool, and their sets, are drawn
+        self.way: Names = (*self.names, 0)
         self.device = pick_device(config.device, config.threads)
         self.trained = pretrain_artifact(config, corpus.content_hash)
         if not self.trained.exists:
@@ -101,67 +95,106 @@ class Stage:
             built = build_generator(source, config.generator, config.task, self.device)
             make(self.trained, built.save, config)
 
-    def texts(self, generator: Generator, learner: Learner) -> Texts:
-        """Real rows as the pool, and the representative sets."""
-        train, settings = self.corpus.train, self.config.match
+    @property
+    def pooled(self) -> Config:
+        """The same with learners from a pool."""
+        return replace(self.config, match=replace(self.config.match, learners="pool"))
+
+    def make_pool(self) -> str:
+        """Make the pool, or find it, and tell what it cost."""
+        began = time.perf_counter()
+        there = all(artifact.exists for both in self._artifacts() for artifact in both)
+        learners.run(self.pooled)
+        states = self.config.match.inner_steps
+        took = time.perf_counter() - began
+        return "the pool was there" if there else f"the pool's {states} states took {took:.0f} s to make"
+
+    def _artifacts(self) -> list[tuple[Artifact, Artifact]]:
+        return pool_artifacts(self.pooled, self.corpus.content_hash)
+
+    def written(self, generator: Generator, learner: Learner) -> list[PoolOfLabel]:
+        """Real texts of each label as if they were written."""
+        train, size = self.corpus.train, self.config.match.pool_dpc or POOL
+        parts = [train.take(rows[:size]) for _, rows in sorted(train.rows_by_label.items())]
+        return [
+            PoolOfLabel(generator.encode(part).lists(), learner.tokenize(part.texts).lists(), None) for part in parts
+        ]
+
+    def sets(self, learner: Learner) -> list[list[np.ndarray]]:
+        """The sets that real texts come from."""
+        settings = self.config.match
         store = FeatureStore(settings.learner, learner.n_labels, self.cache, self.device, self.config.precision)
-        pool = []
-        for _, rows in sorted(train.rows_by_label.items()):
-            part = train.take(rows[: settings.pool_dpc or POOL])
-            pool.append(PoolOfLabel(generator.encode(part), learner.tokenize(part.texts), None))
-        return Texts(pool, teacher_sets(train, settings, store, self.names))
+        return fixed_sets(self.corpus.train, settings, store, self.names)
 
     def ours(self) -> Call:
-        """This project's updates."""
-        matching = Matching(self.config, self.corpus, match_artifact(self.config, self.corpus.content_hash), self.cache)
-        texts = self.texts(matching.generator, matching.learner)
-        settings = self.config.match
-        matching.pool, matching.sets = texts.pool, texts.sets
-        matching.batches = [self._draws(part, label) for label, part in enumerate(texts.pool)]
-        matching.real = real_batches(texts.sets, settings.real_dpc, self.names)
-        matching.trajectory.begin(0)
+        """This project's updates, with learners from a pool."""
+        return self._updates(self._matching(self.pooled), trains=False)
+
+    def fresh(self) -> Call:
+        """This project's updates, with a learner that is trained between them."""
+        matching, train = self._matching(self.config), self.corpus.train
+        teacher = matching.teacher
+        if not isinstance(teacher, TrainedTeacher):
+            raise RuntimeError("match.learners must be fresh here")
+        precision, tokens = self.config.precision, matching.learner.tokenize_once(train)
+        teacher.trajectory = Trajectory(
+            matching.learner, tokens, train.labels, self.config.match, precision, self.way, ALONE
+        )
+        teacher.take_sets(self.sets(matching.learner))
+        return self._updates(matching, trains=True)
+
+    def _matching(self, config: Config) -> Matching:
+        matching = Matching(config, self.corpus, match_artifact(config, self.corpus.content_hash), self.cache)
+        matching.pool = self.written(matching.generator, matching.learner)
+        matching.batches = [self._draws(part, label) for label, part in enumerate(matching.pool)]
+        return matching
+
+    def _updates(self, matching: Matching, trains: bool) -> Call:
+        matching.teacher.begin(0)
         engine = matching.engine()
-        flops = self._flops(matching.generator, matching.learner, texts)
+        flops = self._flops(matching.generator, matching.learner, matching.pool, trains)
         step = 0
 
         def call() -> Done:
             nonlocal step
             step += 1
-            return Done(1, flops, update(matching, engine, step))
+            loss = matching.update(engine, step)["loss"]
+            matching.teacher.advance(0, step - 1)
+            return Done(1, flops, loss)
 
         return call
 
     def _draws(self, part: PoolOfLabel, label: int) -> Iterator[np.ndarray]:
         return part.batches(self.config.match.synthetic_dpc, ("bench", label))
 
-    def _flops(self, generator: Generator, learner: Learner, texts: Texts) -> float:
-        """Useful operations of an update that trains its learner: everything it reads once, at mean lengths."""
+    def _flops(self, generator: Generator, learner: Learner, pool: list[PoolOfLabel], trains: bool) -> float:
+        """Useful operations of an update: everything it reads once, at mean lengths."""
         settings, n_labels = self.config.match, learner.n_labels
-        written = [sequence for part in texts.pool for sequence in part.sequences]
-        tokens = [ids for part in texts.pool for ids in part.tokens]
+        written = [sequence for part in pool for sequence in part.sequences]
+        tokens = [ids for part in pool for ids in part.tokens]
         drawn = settings.synthetic_dpc * n_labels
-        read = _mean(tokens) * (drawn + settings.real_dpc * settings.real_batches * n_labels)
-        trained = _mean(tokens) * settings.learner_steps * settings.learner_batch
+        read = _mean(tokens) * (drawn + trains * settings.real_dpc * settings.real_batches * n_labels)
+        trained = trains * _mean(tokens) * settings.learner_steps * settings.learner_batch
         generator_flops = TRAINING * multiplied(generator.model) * _mean(written) * drawn
         return generator_flops + multiplied(learner) * (FORWARD * read + TRAINING * trained)
 
     def _models(self) -> tuple[Generator, Learner]:
         generator = load_generator(self.trained.folder, self.config.generator, self.config.task, self.device)
         learner = build_learner(self.config.match.learner, len(self.config.task.labels), self.cache, self.device)
-        return generator, learner.fresh("match", *self.names, 0)
+        return generator, learner.fresh("match", *self.way, 0)
 
     def floor(self) -> Call:
         """What no update can do without: the generator's forward and backward pass, and one look of the learner."""
         generator, learner = self._models()
-        texts = self.texts(generator, learner)
-        draws = [self._draws(part, label) for label, part in enumerate(texts.pool)]
+        pool = self.written(generator, learner)
+        draws = [self._draws(part, label) for label, part in enumerate(pool)]
         generator.model.train()
         flops = [TRAINING * multiplied(generator.model), FORWARD * multiplied(learner)]
 
         def call() -> Done:
             rows = [next(batches) for batches in draws]
-            sequences = [part.sequences[row] for part, own in zip(texts.pool, rows, strict=True) for row in own]
-            tokens = [part.tokens[row] for part, own in zip(texts.pool, rows, strict=True) for row in own]
+            sequences = [part.sequences[row] for part, own in zip(pool, rows, strict=True) for row in own]
+            tokens = [part.tokens[row] for part, own in zip(pool, rows, strict=True) for row in own]
             sum_nll(generator, sequences, self.config.precision).mean().backward()
             generator.model.zero_grad()
             forward_all(learner, tokens, "features", self.config.precision)
@@ -174,20 +207,20 @@ class Stage:
         """The released scripts' update."""
         generator, learner = self._models()
         learner.use_eager_attention()  # no other can be back-propagated twice
-        texts = self.texts(generator, learner)
+        pool, sets = self.written(generator, learner), self.sets(learner)
         every = self.config.match
         released = Released(self.config, generator, learner, self.corpus)
-        draws = [self._draws(part, label) for label, part in enumerate(texts.pool)]
-        real = real_batches(texts.sets, every.real_dpc, self.names)
-        random = np.random.default_rng(derive_seed("learner", *self.names))
+        draws = [self._draws(part, label) for label, part in enumerate(pool)]
+        real = real_batches(sets, every.real_dpc, self.names)
+        random = np.random.default_rng(derive_seed("learner", *self.way))
         batches = plain_batches(len(self.corpus.train), every.learner_batch, random)
-        flops = self._flops(generator, learner, texts)
+        flops = self._flops(generator, learner, pool, trains=True)
 
         def call() -> Done:
             drawn = [next(own) for own in draws]
             losses = [
                 released.loss(label, [part.sequences[row] for row in own], [part.tokens[row] for row in own], rows)
-                for label, (part, own, rows) in enumerate(zip(texts.pool, drawn, next(real), strict=True))
+                for label, (part, own, rows) in enumerate(zip(pool, drawn, next(real), strict=True))
             ]
             loss = released.generator_step(torch.stack(losses).mean())
             for _ in range(every.learner_steps):

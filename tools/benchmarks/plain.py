@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dilm.batching import Ids
 from dilm.compose import Composer
 from dilm.config import Config, LearnerConfig, OptimizerConfig, SourceConfig
 from dilm.sources import model_folder
@@ -38,7 +39,7 @@ def still(config: LearnerConfig, cache: Path, folder: Path) -> LearnerConfig:
     return replace(config, source=SourceConfig(path=str(folder)))
 
 
-def padded(sequences: Sequence[Sequence[int]], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(sequences: Sequence[Ids], pad_token: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """All sequences in one batch as long as the longest: ids_BL and mask_BL."""
     longest = max(map(len, sequences))
     ids = [[*sequence, *[pad_token] * (longest - len(sequence))] for sequence in sequences]
