@@ -60,8 +60,6 @@ class Pretraining:
             Tracker(folder, self.config, self.artifact.key, "pretrain", world.main) as tracker,
             Progress(settings.steps, "pretrain", start, world.main) as bar,
         ):
-            if not start:
-                self._validate(engine, tracker, 0)
             self.generator.model.train()
             for step in range(start + 1, settings.steps + 1):
                 rows = next(batches)
