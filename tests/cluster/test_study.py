@@ -137,11 +137,13 @@ def test_a_cancelled_chain_is_submitted_again_as_a_whole(run: Run, root: Path, k
 
 
 def test_a_whole_study_and_its_report(run: Run, root: Path, keys: list[str]) -> None:
-    grid = [*keys, "method=random,lm,dilm", *SHORT, "learner.freeze_encoder=true"]
+    pool = ["match.learners=pool", "match.pool_size=2"]
+    grid = [*keys, "method=random,lm,dilm", *SHORT, *pool, "learner.freeze_encoder=true"]
     said = run("tools/submit.py", "train,generate,evaluate,collect", *grid).stdout
     assert said.count("generate tiny: ") == 3  # random at once, lm after pre-training, dilm after matching
     until(all_ended, 400)
     assert {states()[name] for name in jobs_of(root)} == {"COMPLETED"}
+    assert status(run, root)["learners", "tiny"] == [2, 0, 0, 0]
     assert status(run, root)["evaluate", "tiny"] == [12, 0, 0, 0]
     assert "tiny, tiny (frozen encoder)" in (root / "report" / "tables.md").read_text()
     assert "nothing to submit" in run("tools/submit.py", "train,generate,evaluate,collect", *grid).stdout
