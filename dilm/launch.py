@@ -75,7 +75,10 @@ def _run_job(
     except DilmError as caught:
         error: DilmError = caught
         if isinstance(caught, MissingArtifactError):
-            error = caught.with_keys(" ".join(keys))
+            # Those that leave out what makes it would lead here again.
+            error = caught.with_keys(
+                " ".join(key for key in keys if not key.startswith(("stages=", "match.trajectory=")))
+            )
         if hydra_config.mode == RunMode.MULTIRUN:
             print(f"{' '.join(keys)}: {as_line(error)}", file=sys.stderr)
         failures.append(error)  # raised where Hydra is done, which would add a line of its own

@@ -45,6 +45,8 @@ def run(config: Config, world: World = ALONE) -> None:
         pool = {config.match.trajectory: pool[config.match.trajectory]}
     there = all(artifact.exists for both in pool.values() for artifact in both)
     if world.share(there and not config.force):
+        if world.main:
+            print(f"found {len(pool)} learners of the pool, {config.match.learner.name}, below {config.root}")
         return
     with out_of_memory():
         maker = Learners(config, corpus, cache, world)

@@ -95,6 +95,9 @@ def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path) -> Non
     assert done.returncode == 2
     keys = f"experiment=tiny method=random cache={tmp_path}"
     assert done.stderr.rstrip().endswith(f"Make it with: python -m dilm.generate {keys}")
+    done = dilm("train", "experiment=tiny", "stages=[match]", f"cache={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2  # the same stages would lead here again
+    assert done.stderr.rstrip().endswith(f"Make it with: python -m dilm.train experiment=tiny cache={tmp_path}")
 
 
 def test_other_jobs_of_a_multirun_go_on_and_the_status_tells(tmp_path: Path) -> None:
