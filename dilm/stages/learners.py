@@ -46,7 +46,8 @@ def run(config: Config, world: World = ALONE) -> None:
     there = all(artifact.exists for both in pool.values() for artifact in both)
     if world.share(there and not config.force):
         if world.main:
-            print(f"found {len(pool)} learners of the pool, {config.match.learner.name}, below {config.root}")
+            size, name = config.match.pool_size, config.match.learner.name
+            print(f"found {len(pool)} of the pool's {size} learners ({name}) below {config.root}")
         return
     with out_of_memory():
         maker = Learners(config, corpus, cache, world)

@@ -151,7 +151,7 @@ def test_what_is_there_is_found_and_what_is_missing_is_made(
     assert all(artifact.exists for both in pool_artifacts(config, corpus.content_hash) for artifact in both)
     assert pool_artifacts(config, corpus.content_hash)[1][0].folder.stat().st_mtime_ns == made
     learners.run(config)
-    assert capsys.readouterr().out.startswith("found 3 learners of the pool, tiny, below ")
+    assert capsys.readouterr().out.startswith("found 3 of the pool's 3 learners (tiny) below ")
 
 
 def test_other_sets_have_teachers_of_their_own_for_the_same_trajectories(tiny: Compose, tiny_cache: Path) -> None:
