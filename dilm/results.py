@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -19,6 +22,9 @@ from dilm import claims
 from dilm.files import disk_full_named
 from dilm.keys import content_key
 from dilm.tables import TextTable
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SCHEMA = 1
 Work = tuple[TextTable, tuple[str | int, ...]]  # a data set, and the names that seed what is learnt from it
@@ -119,6 +125,34 @@ def read_rows(root: Path) -> list[Row]:
         if known is None or row.status == "done" or known.status == "failed":
             counted[row.key] = row
     return [counted[key] for key in sorted(counted)]
+
+
+def read_table(root: Path) -> "pyarrow.Table":
+    """The rows of `read_rows` as columns, without `metrics`; an order of magnitude faster where there are 100,000."""
+    import pyarrow
+    from pyarrow import compute, json
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema(
+        [(item.name, types[kind]) for item in dataclass_fields(Row) if (kind := _plain(item.type)) in types]
+    )
+    contents = [path.read_bytes() for path in sorted(rows_folder(root).glob("rows-*.jsonl"))]
+    lines = b"".join(content[: content.rfind(b"\n") + 1] for content in contents)  # without torn tails
+    if not lines:
+        return schema.empty_table()
+    how = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    table = json.read_json(BytesIO(lines), parse_options=how)
+    table = table.filter(compute.equal(table["schema"], SCHEMA))
+    # The last row of a key in this order is the one that counts; of rows of one second, the one that was read last.
+    settled = table.select(["key", "status", "time"]).to_pandas()
+    settled["done"] = settled["status"] == "done"
+    counted = settled.sort_values(["key", "done", "time"], kind="stable").drop_duplicates("key", keep="last")
+    return table.take(counted.index.to_numpy())
+
+
+def _plain(annotation: Any) -> Any:
+    """The type of a field, without that it may also be None."""
+    return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
 
 
 def _parse(content: bytes) -> Iterator[Row]:

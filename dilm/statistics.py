@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 RESAMPLES = 9_999
-TIE = 100 * np.finfo(np.float64).eps  # share by which means that are equal may differ through rounding
+TIE = 100 * np.finfo(np.float64).eps  # of the mean size: by how much means that are equal may differ through rounding
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Summary:
 
 def dataset_means(values: np.ndarray, datasets: np.ndarray) -> np.ndarray:
     """The mean score of each data set, ordered by its index."""
-    return np.array([values[datasets == dataset].mean() for dataset in np.unique(datasets)])
+    _, places, counts = np.unique(datasets, return_inverse=True, return_counts=True)
+    return np.bincount(places, values) / counts
 
 
 def bootstrap_interval(means: np.ndarray) -> tuple[float, float]:
@@ -33,22 +34,23 @@ def bootstrap_interval(means: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     if np.ptp(means) == 0:
         return float(means[0]), float(means[0])
-    low, high = np.percentile(means[_resamples(len(means))].mean(1), [2.5, 97.5])
+    low, high = np.percentile(_resamples(len(means)) @ means, [2.5, 97.5])
     return float(low), float(high)
 
 
 @lru_cache(maxsize=8)
 def _resamples(n: int) -> np.ndarray:
-    """Rows of n indices drawn with replacement: those of `scipy.stats.bootstrap`, which draws them every time."""
-    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    """Rows of n weights, each value's share of a resample: those that `scipy.stats.bootstrap` draws every time anew."""
+    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    return np.stack([(drawn == place).sum(1) for place in range(n)], axis=1) / n
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
     """Two-sided p of a permutation test of the mean, as `scipy.stats.permutation_test` has it: exact for small n."""
     exact = 2 ** len(differences) <= RESAMPLES
-    means = (_signs(len(differences)) * differences).mean(1)
+    means = _signs(len(differences)) @ differences / len(differences)
     observed = differences.mean()
-    slack = abs(TIE * observed)
+    slack = TIE * np.abs(differences).mean()
     beyond = min((means <= observed + slack).sum(), (means >= observed - slack).sum())
     return float(min(1.0, 2 * (beyond + (not exact)) / (len(means) + (not exact))))
 
@@ -57,9 +59,9 @@ def sign_flip_p(differences: np.ndarray) -> float:
 def _signs(n: int) -> np.ndarray:
     """Rows of n signs: all there are, or those that scipy draws."""
     if 2**n <= RESAMPLES:
-        return np.array(list(product([1, -1], repeat=n)))
+        return np.array(list(product([1.0, -1.0], repeat=n)))
     order = np.tile(np.arange(2), (RESAMPLES, n, 1))
-    return 1 - 2 * np.random.default_rng(0).permuted(order, axis=-1)[:, :, 0]
+    return 1.0 - 2 * np.random.default_rng(0).permuted(order, axis=-1)[:, :, 0]
 
 
 def summarise(values: np.ndarray, datasets: np.ndarray) -> Summary:

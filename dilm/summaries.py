@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from dilm.config import METHODS
-from dilm.results import Row
 from dilm.statistics import Difference, Summary, dataset_means, distance, holm, paired_difference, summarise
 
 SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # rows that one table may hold
@@ -53,13 +52,13 @@ class Table:
         return sorted({dpc for _, dpc in self.summaries if dpc})
 
 
-def make_tables(rows: list[Row]) -> list[Table]:
-    """Group the done rows. Data sets made in several ways under one name are told apart by their key."""
-    frame = pd.DataFrame([vars(_within_protocol(row)) for row in rows if row.status == "done"])
-    if frame.empty:
+def make_tables(rows: pd.DataFrame) -> list[Table]:
+    """Group the done rows of `results.read_table`. Data sets made in several ways are told apart by their key."""
+    done = rows[rows["status"] == "done"]
+    if done.empty:
         return []
     tables = []
-    groups = list(frame.groupby(SETTING, sort=True))
+    groups = list(_within_protocols(done).groupby(SETTING, sort=True))
     alike = Counter(setting[:3] for setting, _ in groups)
     for setting, group in groups:
         named = group.assign(method=_distinct_names(group))
@@ -85,10 +84,10 @@ def _in_order(methods: set[str]) -> list[str]:
     return sorted(methods, key=lambda name: (order.get(base_of(name), len(order)), name))
 
 
-def _within_protocol(row: Row) -> Row:
-    """The row of method=full under the protocol of what it is compared with; its own tells it from another one."""
-    protocol, _, own = row.protocol.partition("/")
-    return replace(row, protocol=protocol, source_key=own) if own else row
+def _within_protocols(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of method=full under the protocol of what they are compared with; their own tells them from others."""
+    parts = frame["protocol"].str.partition("/")
+    return frame.assign(protocol=parts[0], source_key=frame["source_key"].where(parts[2] == "", parts[2]))
 
 
 def _distinct_names(group: pd.DataFrame) -> pd.Series:

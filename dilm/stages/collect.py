@@ -1,25 +1,28 @@
 """Collecting: rows of every job -> tables with intervals, plots, and one CSV (paper, tables 1 to 4)."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+from pyarrow.csv import write_csv
 
 from dilm.files import write_bytes
 from dilm.plots import plot_all
-from dilm.results import Row, read_rows
+from dilm.results import read_table
 from dilm.statistics import Difference, Summary
 from dilm.summaries import Table, make_tables
 
 
 def run(root: Path, out: Path) -> list[Table]:
     """Write `results.csv`, `tables.md` and `plots/` from every row under `root`."""
-    rows = read_rows(root)
-    frame = pd.DataFrame([vars(row) for row in rows])
-    write_bytes(out / "results.csv", frame.drop(columns="metrics", errors="ignore").to_csv(index=False).encode())
+    cells = read_table(root)
+    csv = BytesIO()
+    write_csv(cells, csv)
+    write_bytes(out / "results.csv", csv.getvalue())
+    rows = cells.to_pandas()
     tables = make_tables(rows)
-    failed = [row for row in rows if row.status == "failed"]
-    write_bytes(out / "tables.md", markdown(tables, failed).encode())
+    write_bytes(out / "tables.md", markdown(tables, rows[rows["status"] == "failed"]).encode())
     plot_all(tables, root, out / "plots")
     return tables
 
@@ -41,8 +44,8 @@ def difference_text(difference: Difference) -> str:
     return f"{difference.mean:+.1f}{interval}{p_value}"
 
 
-def markdown(tables: list[Table], failed: list[Row]) -> str:
-    """All tables as Markdown."""
+def markdown(tables: list[Table], failed: pd.DataFrame) -> str:
+    """All tables as Markdown, and how many rows `failed`."""
     lines = [
         "# Results",
         "",
@@ -66,8 +69,8 @@ def markdown(tables: list[Table], failed: list[Row]) -> str:
             lines += ["", *_rows(["difference", *(f"dpc {dpc}" for dpc in table.sizes)], _difference_rows(table))]
     if not tables:
         lines += ["", "No cell is done yet."]
-    if failed:
-        lines += ["", f"{len(failed)} cells failed; the first: {failed[0].error}"]
+    if len(failed):
+        lines += ["", f"{len(failed)} cells failed; the first: {failed['error'].iloc[0]}"]
     return "\n".join(lines) + "\n"
 
 

@@ -51,8 +51,12 @@ def put(root: Path, rows: list[Row]) -> None:
     (rows_folder(root) / "rows-job.jsonl").write_text("".join(lines))
 
 
+def frame(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame([asdict(row) for row in rows], columns=list(Row.__dataclass_fields__))
+
+
 def one_table(rows: list[Row]) -> Table:
-    (table,) = make_tables(rows)
+    (table,) = make_tables(frame(rows))
     return table
 
 
@@ -126,7 +130,7 @@ def test_the_whole_training_set_stands_beside_every_size() -> None:
     assert table.methods == ["random", "dilm"] and table.sizes == [5, 20]
     assert table.below_full["dilm", 5].mean == pytest.approx(93 - 85)
     assert (table.below_full["dilm", 5].low, table.below_full["dilm", 5].high) == (93 - 89, 93 - 81)
-    text = markdown([table], [])
+    text = markdown([table], frame([]))
     assert "full, all training texts: 93.0 ± 1.4 (2 models)" in text
     assert "| full − dilm | +8.0 [+4.0, +12.0] | – |" in text
 
@@ -150,7 +154,7 @@ def test_two_schedules_of_the_whole_training_set_are_told_apart() -> None:
 )
 def test_settings_are_not_mixed(changes: dict[str, str]) -> None:
     others = [replace(row, key=f"other {row.key}", **changes) for row in cells("dilm", [[50.0], [51.0]])]
-    tables = make_tables(cells("dilm", DILM) + others)
+    tables = make_tables(frame(cells("dilm", DILM) + others))
     assert sorted(table.summaries["dilm", 5].n_models for table in tables) == [2, 6]
     assert len({table.title for table in tables}) == 2, "a reader must be able to tell them apart"
 
@@ -179,7 +183,7 @@ def test_methods_are_in_the_papers_order_and_sizes_ascend() -> None:
 
 def test_failed_rows_are_in_no_table() -> None:
     failed = [replace(row, status="failed", value=None) for row in cells("random", RANDOM)]
-    assert make_tables(failed) == []
+    assert make_tables(frame(failed)) == []
     assert one_table(cells("dilm", DILM) + failed).methods == ["dilm"]
 
 
@@ -210,7 +214,7 @@ def test_a_differences_text(difference: Difference, text: str) -> None:
 
 def test_tables_in_markdown() -> None:
     rows = cells("dilm", DILM) + cells("random", RANDOM) + cells("dilm", [[91.0]], dpc=20)
-    lines = markdown(make_tables(rows), []).splitlines()
+    lines = markdown(make_tables(frame(rows)), frame([])).splitlines()
     start = lines.index("## toy, tiny (frozen encoder), accuracy")
     assert lines[start + 1 :] == [
         "",
@@ -227,13 +231,14 @@ def test_tables_in_markdown() -> None:
 
 @pytest.mark.parametrize(("pool", "noted"), [("shared", True), ("fresh", False)])
 def test_overlapping_data_sets_are_noted(pool: str, noted: bool) -> None:
-    text = markdown(make_tables(cells("dilm", DILM, pool=pool)), [])
+    text = markdown(make_tables(frame(cells("dilm", DILM, pool=pool))), frame([]))
     assert ("halves of one shared pool" in text) == noted
 
 
 def test_failed_cells_are_counted_with_the_first_ones_error() -> None:
     failed = [replace(ROW, status="failed", error="ValueError: why"), replace(ROW, status="failed", error="other")]
-    assert markdown(make_tables(cells("dilm", DILM)), failed).endswith("\n2 cells failed; the first: ValueError: why\n")
+    text = markdown(make_tables(frame(cells("dilm", DILM))), frame(failed))
+    assert text.endswith("\n2 cells failed; the first: ValueError: why\n")
 
 
 # The report

@@ -35,7 +35,7 @@ from dilm.errors import ConfigError
 from dilm.icl import CONTENT_FREE, Reader, calibrated, demonstration_order, predictor
 from dilm.keys import content_key
 from dilm.llm import Llm
-from dilm.results import read_rows
+from dilm.results import read_rows, read_table
 from dilm.sources import model_folder
 from dilm.stages import collect, generate
 from dilm.tables import TextTable, table
@@ -343,5 +343,5 @@ def test_datasets_are_evaluated_in_context_and_found_again(
     evaluate_command.run(tiny(*keys, "force=true"))
     again = read_rows(tmp_path / "runs")
     assert [(row.key, row.value) for row in again] == [(row.key, row.value) for row in rows]
-    (found,) = collect.make_tables(again)
+    (found,) = collect.make_tables(read_table(tmp_path / "runs").to_pandas())
     assert found.title == "tiny, tiny (in context), accuracy"

@@ -26,7 +26,7 @@ from dilm.results import (
     claim_file,
     claimed_cell,
     cut_torn_tail,
-    read_rows,
+    read_table,
     rows_folder,
 )
 
@@ -45,6 +45,14 @@ def put(root: Path, job: str, *rows: Row) -> Path:
     with open(path, "a") as stream:
         stream.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
     return path
+
+
+def read_rows(root: Path) -> list[Row]:
+    """The rows, which `read_table` has too."""
+    rows = results.read_rows(root)
+    columns = [{name: value for name, value in asdict(row).items() if name != "metrics"} for row in rows]
+    assert read_table(root).to_pylist() == columns
+    return rows
 
 
 def unstamped(rows: list[Row]) -> list[Row]:
