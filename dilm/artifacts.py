@@ -142,10 +142,17 @@ def provenance(artifact: Artifact, config: Config) -> dict[str, Any]:
         "key": artifact.key,
         "science": artifact.science,
         "config": plain(config),
-        "code": {"version": __version__, **_git_state()},
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        **code_and_packages(),
         "job": claims.job_id(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def code_and_packages() -> dict[str, Any]:
+    """The version of this code, and of the packages that it stands on."""
+    return {
+        "code": {"version": __version__, **_git_state()},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
     }
 
 

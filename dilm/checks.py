@@ -67,21 +67,22 @@ AT_LEAST_ONE = (
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
-    "evaluate.dev_rows icl.max_length evaluate.full.epochs evaluate.full.batch "
+    "evaluate.dev_rows audit.span audit.embedded_rows icl.max_length evaluate.full.epochs evaluate.full.batch "
     "task.max_length learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes "
     "launcher.tasks launcher.cpus launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job "
     "site.cpus site.mem_gb site.max_array_size"
 ).split()
 
 POSITIVE = (
-    "checkpoint.minutes "
+    "checkpoint.minutes audit.near "
     "pretrain.optimizer.lr match.optimizer.lr match.learner_optimizer.lr evaluate.optimizer.lr evaluate.head_lr "
     "evaluate.full.optimizer.lr "
     "match.temperature generate.top_p pretrain.optimizer.clip match.optimizer.clip evaluate.optimizer.clip"
 ).split()
 
 NOT_NEGATIVE = (
-    "data.valid_rows icl.shots pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
+    "data.valid_rows audit.listed icl.shots "
+    "pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
     "pretrain.optimizer.warmup match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup "
     "launcher.gpus launcher.max_requeues site.gpus site.signal_seconds"
 ).split()
@@ -223,8 +224,9 @@ def _check_numbers(config: Config) -> None:
     dropout = config.generator.dropout
     if dropout is not None and not 0 <= dropout < 1:
         raise ConfigError(f"generator.dropout is {dropout}; it is a share, from 0 to below 1.")
-    if config.generate.top_p > 1:
-        raise ConfigError(f"generate.top_p is {config.generate.top_p}; it is a probability, at most 1.")
+    for key in ("generate.top_p", "audit.near"):
+        if (found := _lookup(config, key)) > 1:
+            raise ConfigError(f"{key} is {found}; it is a share, at most 1.")
 
 
 def typed(composed: DictConfig) -> Config:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -20,13 +21,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dilm.checks import typed
-from dilm.config import CONF_FOLDER, Config, TaskConfig, attach
+from dilm.config import CONF_FOLDER, Config, TaskConfig
 from dilm.data import find_place
 from dilm.errors import ConfigError, did_you_mean
+from dilm.site import request
 from dilm.sources import cache_folder
 
 # Groups that fill a part of the tree other than the one that bears their name.
 GROUP_AT = {"match.learner": "learner@match.learner", "generate.encoder": "learner@generate.encoder"}
+
+
+def attach() -> None:
+    """Register the schema under the name that `conf/config.yaml` starts from, and what `conf/hydra/launcher` asks."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("dilm_job", _job, replace=True)
+
+
+def _job(name: str, *, _root_: DictConfig) -> Any:
+    """What a job of the command that is being launched asks for."""
+    site, launcher = (OmegaConf.to_object(_root_[part]) for part in ("site", "launcher"))
+    return request(site, launcher, _root_.hydra.job.name)[name]  # type: ignore[arg-type]
 
 
 def rewrite(argument: str) -> str:

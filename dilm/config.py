@@ -1,4 +1,4 @@
-"""The one configuration tree that every command composes, as typed dataclasses attached to Hydra.
+"""The one configuration tree that every command composes, as typed dataclasses; `compose` attaches it to Hydra.
 
 A field's comment gives its unit and the paper's value. The YAML files in `conf/` fill the tree; a key that is not
 here, or a value of another type, is refused when the configuration is composed.
@@ -8,10 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-
-from dilm.site import LauncherConfig, SiteConfig, request
+from dilm.site import LauncherConfig, SiteConfig
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 
@@ -67,6 +64,8 @@ class TaskConfig:
     sha256: str | None = None  # of that package's file
     built: str | None = None  # rows made in code
     max_length: int = 128  # tokens of a generated text, control tokens included
+    licence: str = ""  # of the rows, for the card of an exported data set; empty: unknown
+    language: str = "en"
     results: str = ""  # what evaluations are reported under, where dev is not the usual one; empty: the name
 
 
@@ -179,6 +178,7 @@ class GenerateConfig:
     oversample: int = 100  # candidates a class for each text kept, with pool=fresh
     unit_embeddings: bool = False  # K-centers among embeddings of length one, as sentence encoders are trained for
     selection: str = "k_centers"  # of written texts: k_centers, herding, or none, the first dpc candidates
+    exclude_copies: bool = False  # written texts that are training texts, but for case and punctuation, are not chosen
     top_p: float = 0.95
     batch: int = 256  # texts written at a time
 
@@ -225,6 +225,16 @@ class IclConfig:
 
 
 @dataclass
+class AuditConfig:
+    """What an audit of a data set looks for."""
+
+    span: int = 13  # words in a row that stand in a training text too
+    near: float = 0.8  # Jaccard similarity to a training text from which a text is a near-duplicate
+    embedded_rows: int | None = None  # training texts among which nearest neighbours are sought; null: all
+    listed: int = 50  # flagged texts that are printed
+
+
+@dataclass
 class EngineConfig:
     """What takes the generator's training steps."""
 
@@ -258,6 +268,7 @@ class Config:
     published: PublishedConfig = field(default_factory=PublishedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     icl: IclConfig = field(default_factory=IclConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     site: SiteConfig = field(default_factory=SiteConfig)
@@ -278,18 +289,8 @@ class Config:
     tracking: str = "jsonl"  # jsonl alone, or mlflow besides
     tracking_uri: str | None = None  # http(s); null: $MLFLOW_TRACKING_URI
     force: bool = False  # make again what is there
-
-
-def attach() -> None:
-    """Register the schema under the name that `conf/config.yaml` starts from, and what `conf/hydra/launcher` asks."""
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("dilm_job", _job, replace=True)
-
-
-def _job(name: str, *, _root_: DictConfig) -> Any:
-    """What a job of the command that is being launched asks for."""
-    site, launcher = (OmegaConf.to_object(_root_[part]) for part in ("site", "launcher"))
-    return request(site, launcher, _root_.hydra.job.name)[name]  # type: ignore[arg-type]
+    shard: str | None = None  # the folder of shards that `export` and `audit` read
+    to: str | None = None  # where `export` writes: a folder, or hub://name
 
 
 def plain(part: Any) -> dict[str, Any]:

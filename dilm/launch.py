@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dilm import launcher, plan, runner
 from dilm.checks import COMMANDS, typed
-from dilm.compose import checked, with_fallback, with_sweep
-from dilm.config import CONF_FOLDER, Config, attach
+from dilm.compose import attach, checked, with_fallback, with_sweep
+from dilm.config import CONF_FOLDER, Config
 from dilm.errors import DilmError, MissingArtifactError
 from dilm.jobs import DONE, Call
 from dilm.runner import Ending, Recorder, as_line

@@ -14,7 +14,16 @@ from dilm.published import published_hashes
 from dilm.sources import source_id
 
 # Raised when a stage's results change for equal configurations.
-STAGE_VERSION = {"pretrain": 1, "trajectory": 1, "teacher": 1, "match": 1, "candidates": 1, "dataset": 1, "evaluate": 1}
+STAGE_VERSION = {
+    "pretrain": 1,
+    "trajectory": 1,
+    "teacher": 1,
+    "match": 1,
+    "candidates": 1,
+    "dataset": 1,
+    "evaluate": 1,
+    "audit": 1,
+}
 LEARNER_VERSION = 2  # raised when a learner's features change
 
 TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
@@ -25,6 +34,7 @@ MADE_BY = {
     "match": TRAIN,
     "candidates": GENERATE,
     "dataset": GENERATE,
+    "audit": "python -m dilm.audit",
 }
 EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings
 
@@ -177,6 +187,23 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         science |= {"encoder": encoder, "precision": config.precision}
     if config.method in GENERATOR_METHODS:
         science |= {"parent": candidates_artifact(config, data_hash).key}
+        science |= {"exclude_copies": True} if config.method in WRITING_METHODS and settings.exclude_copies else {}
     else:
         science |= {**real, "real_candidates": settings.real_candidates}
     return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)
+
+
+def audit_artifact(config: Config, shard_key: str, name: str, hashes: dict[str, str]) -> Artifact:
+    """What an audit of shards found; `hashes` are the contents of its task's splits."""
+    frozen = config.learner.freeze_encoder
+    full = plain(config.evaluate.full) | ({"head_lr": config.evaluate.head_lr} if frozen else {})
+    science = {
+        "parent": shard_key,
+        "task": task_science(config),
+        "data": hashes,
+        "audit": without(plain(config.audit), "listed"),
+        "encoder": learner_science(config.generate.encoder),
+        "teacher": learner_science(config.learner) | {"freeze_encoder": frozen, "training": full},
+        "precision": config.precision,
+    }
+    return _artifact(config, "audit", f"audit-{name}", science)

@@ -11,7 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from dilm.checks import typed
-from dilm.config import CONF_FOLDER, Config, attach
+from dilm.compose import attach
+from dilm.config import CONF_FOLDER, Config
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -21,6 +21,7 @@ from dilm.generator import load_generator
 from dilm.keys import derive_seed
 from dilm.likelihood import text_nll
 from dilm.lineage import EMBEDDED, candidates_artifact, dataset_artifact, generator_artifact, selection_of
+from dilm.overlap import NONE, copies
 from dilm.published import read_published
 from dilm.selection import herding, k_centers, random_rows
 from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
@@ -50,7 +51,7 @@ def run(config: Config, world: World = ALONE) -> Artifact:
 
     def choose(folder: Path) -> None:
         if world.main:
-            candidates = _real_candidates(config, corpus) if pool is None else read_shards(pool)
+            candidates = _real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool)
             _choose_all(config, artifact, candidates, cache, folder)
 
     make(artifact, choose, config, ranks=world)
@@ -70,6 +71,14 @@ def _pool(config: Config, corpus: Corpus, world: World) -> Path:
 
     make(pool, fill, config, ranks=world)
     return pool.folder
+
+
+def _written_or_ranked(config: Config, corpus: Corpus, pool: Path) -> ShardTable:
+    """The candidates of a pool; where asked without those that a generator has copied from its training texts."""
+    candidates = read_shards(pool)
+    if not config.generate.exclude_copies or config.method not in WRITING_METHODS:
+        return candidates
+    return candidates.take(np.flatnonzero(copies(candidates.table.texts, corpus.train.texts) == NONE))
 
 
 def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:

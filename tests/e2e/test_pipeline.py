@@ -17,6 +17,7 @@ from dilm.config import METHODS, Config
 from dilm.data import load_corpus
 from dilm.errors import CellsFailedError, DataError, ShardError
 from dilm.files import sha256_file
+from dilm.overlap import NONE, copies
 from dilm.results import read_rows
 from dilm.shards import ShardTable, read_index, read_shards
 from dilm.stages import collect, evaluate, generate, match, pretrain
@@ -196,6 +197,18 @@ def test_unit_embeddings_choose_other_texts(at: Compose) -> None:
         for value in ("false", "true")
     )
     assert set(plain.table.texts) != set(unit.table.texts)
+
+
+def test_written_copies_of_training_texts_are_not_chosen_where_asked(at: Compose, tiny_cache: Path) -> None:
+    """One text in 200 of the tiny generator's is a copy. For real methods, all of whose are, nothing changes."""
+    many = ("method=lm", "dpc=150", "generate.pool_dpc=400")
+    plain, without = (at(*many, f"generate.exclude_copies={asked}") for asked in ("false", "true"))
+    corpus = load_corpus(plain.task, plain.data, tiny_cache)
+    chosen = [read_shards(generate.run(config).folder).table.texts for config in (plain, without)]
+    copied = [int((copies(texts, corpus.train.texts) != NONE).sum()) for texts in chosen]
+    assert copied[0] > 0 and copied[1] == 0
+    real = [generate.run(at("method=random", f"generate.exclude_copies={asked}")).key for asked in ("false", "true")]
+    assert real[0] == real[1]
 
 
 def test_too_few_wellformed_texts_say_how_many(at: Compose, trained: Path) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import dilm.engine
 import dilm.zero
 from dilm.checks import typed
-from dilm.config import CONF_FOLDER, OptimizerConfig, attach
+from dilm.compose import attach
+from dilm.config import CONF_FOLDER, OptimizerConfig
 from dilm.data import load_corpus
 from dilm.engine import Engine, TorchEngine
 from dilm.lineage import match_artifact, pretrain_artifact

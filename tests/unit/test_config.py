@@ -11,8 +11,8 @@ from omegaconf import MISSING, OmegaConf
 
 from dilm.cells import evaluation_cells
 from dilm.checks import CHOICES, check, typed
-from dilm.compose import Composer, load_task, options_of, sweep, with_sweep
-from dilm.config import CONF_FOLDER, Config, LearnerConfig, SourceConfig, attach
+from dilm.compose import Composer, attach, load_task, options_of, sweep, with_sweep
+from dilm.config import CONF_FOLDER, Config, LearnerConfig, SourceConfig
 from dilm.errors import ConfigError
 from dilm.lineage import dataset_artifact
 from dilm.sources import source_id

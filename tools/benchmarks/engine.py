@@ -55,7 +55,8 @@ def measure_engine(steps: int, keys: list[str]) -> None:
     from hydra import compose, initialize_config_dir
 
     from dilm.checks import typed
-    from dilm.config import CONF_FOLDER, attach
+    from dilm.compose import attach
+    from dilm.config import CONF_FOLDER
     from dilm.data import load_corpus
     from dilm.engine import check_engine
     from dilm.lineage import pretrain_artifact

@@ -1,0 +1,17 @@
+"""`python -m dilm.export`: data sets that anyone can load, with a data card and their provenance."""
+
+from dilm.config import Config
+from dilm.launch import main
+
+
+def run(config: Config) -> None:
+    """Export the data sets of `shard=` to the folder or hub name of `to=`."""
+    from dilm.stages import export  # pyarrow
+
+    print(export.run(config))
+
+
+if __name__ == "__main__":
+    main(
+        "Export data sets to a folder that datasets.load_dataset loads (to=folder), or to the hub (to=hub://name).", run
+    )
