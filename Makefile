@@ -3,13 +3,13 @@
 #   TORCH        cpu: a CPU build of torch; keep: the torch that PYTHON's environment has; default: as .venv is, else cpu
 #   TORCH_INDEX  URL of a package index that has CPU builds, where pip's own settings name none
 #   ARGS         more keys for the quick start's commands
-#   SLURM        no: don't install Slurm's packages for the tests
+#   SYSTEM       no: don't install Debian's packages for the tests (Slurm, Chromium)
 PYTHON ?= python3
 PY := .venv/bin/python
 TORCH ?=
 TORCH_INDEX ?=
 ARGS ?=
-SLURM ?=
+SYSTEM ?=
 
 # Threads that wait for work spin only shortly: on busy cores long spinning costs five times the time.
 export GOMP_SPINCOUNT := 1000
@@ -18,11 +18,11 @@ METHODS := method=random,k_centers,lm,dilm
 RUNS := $(or $(patsubst root=%,%,$(filter root=%,$(ARGS))),runs)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all slurm-packages lint format clean
+.PHONY: help install quickstart test test-all system-packages lint format clean
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## .venv with the versions of requirements.lock (TORCH=keep: use the torch of the active Python)
 	@$(PYTHON) tools/install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
@@ -39,14 +39,14 @@ quickstart: install ## the whole method on small models: half an hour on 2 cores
 	@echo "  python -m dilm.evaluate --help                                             every key"
 	@echo "  python -m dilm.train experiment=paper task=sst2                            the paper's settings, on a GPU"
 
-test: install slurm-packages lint ## lint, and every test but the slow ones
+test: install system-packages lint ## lint, and every test but the slow ones
 	$(PY) -m pytest -m "not slow" -rs
 
-test-all: install slurm-packages lint ## lint, and every test
+test-all: install system-packages lint ## lint, and every test
 	$(PY) -m pytest -rs
 
-slurm-packages: ## Debian's Slurm for the tests, where this user may install it (SLURM=no: leave it)
-	@$(if $(filter no,$(SLURM)),echo "slurm-packages: left alone (SLURM=no)",$(PYTHON) tools/install.py --slurm)
+system-packages: ## Debian's Slurm and Chromium for the tests, where this user may install them (SYSTEM=no: leave them)
+	@$(if $(filter no,$(SYSTEM)),echo "system-packages: left alone (SYSTEM=no)",$(PYTHON) tools/install.py --system)
 
 lint: install ## ruff and mypy
 	$(PY) -m ruff check .

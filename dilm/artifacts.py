@@ -127,10 +127,12 @@ def _build(artifact: Artifact, build: Callable[[Path], None], config: Config, ra
     if ranks.main:
         for leftover in artifact.folder.parent.glob(f"{artifact.folder.name}{TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: the claim says that none is alive
+    began = time.monotonic()
     with new_folder(artifact.folder) if ranks.main else nullcontext(artifact.folder) as temporary:
         build(ranks.share(temporary))
         if ranks.main:
-            write_json(temporary / "provenance.json", provenance(artifact, config))
+            seconds = round(time.monotonic() - began, 3)  # of the attempt that completed it
+            write_json(temporary / "provenance.json", provenance(artifact, config) | {"seconds": seconds})
     if ranks.main:
         shutil.rmtree(artifact.state, ignore_errors=True)
     ranks.share(None)  # no rank goes on before the artifact has its name

@@ -13,7 +13,7 @@ def run(config: Config) -> None:
 
     folder = Path(config.root) / REPORT
     tables = collect.run(Path(config.root), folder)
-    print(f"{len(tables)} tables: {folder / 'tables.md'}")
+    print(f"{len(tables)} tables: {folder / 'index.html'}")
 
 
 if __name__ == "__main__":

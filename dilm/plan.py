@@ -192,7 +192,7 @@ class Standing:
 def report_is_current(root: Path) -> bool:
     """Whether no row is newer than the report."""
     try:
-        made = (root / REPORT / "tables.md").stat().st_mtime
+        made = (root / REPORT / "index.html").stat().st_mtime
     except FileNotFoundError:
         return False
     return all(path.stat().st_mtime <= made for path in rows_folder(root).glob("rows-*.jsonl"))

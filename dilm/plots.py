@@ -1,93 +1,190 @@
-"""A report's plots. matplotlib is loaded when the first is drawn."""
+"""A report's plots, as SVG in the colour of the text around it. matplotlib is loaded when the first is drawn."""
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from dilm.files import disk_full_named, temporary_name
-from dilm.summaries import Table
+from dilm.summaries import Across, Table
 from dilm.tracking import finished_metrics
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_all(tables: list[Table], root: Path, out: Path) -> None:
-    """One plot of scores by size for each table, and one of gradient similarity for each matched generator."""
-    import matplotlib
+INK = "#010203"  # drawn in this, shown in the colour of the text
+FIGURE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+}
 
-    matplotlib.use("Agg")
-    for table in (table for table in tables if table.sizes):
-        apart = f"-{table.protocol}" if table.protocol else ""
-        _plot_scores(table, out / f"{table.task}-{table.model}-{table.evaluator}{apart}.png")
+
+def plot_all(tables: list[Table], across: list[Across], costs: pd.DataFrame, root: Path) -> dict[str, str]:
+    """Every plot of a report: the file's name -> SVG."""
+    plots = {name_of(table): score_plot(table) for table in tables if table.sizes}
+    for part in across:
+        plots[f"{part.task}-across-{part.evaluator}-dpc{part.dpc}"] = heat_map(part)
     for metrics in finished_metrics(root, "dilm-*"):
-        records = [json.loads(line) for line in metrics.read_text().splitlines()]
-        _plot_matching(
-            pd.DataFrame(records), metrics.parent, out / f"{metrics.parent.parent.name}-{metrics.parent.name}.png"
-        )
+        name = f"{metrics.parent.parent.name}-{metrics.parent.name}"
+        records = pd.DataFrame([json.loads(line) for line in metrics.read_text().splitlines()])
+        plots[name] = matching_plot(records, name)
+    for metrics in finished_metrics(root, "lm-*"):
+        records = pd.DataFrame([json.loads(line) for line in metrics.read_text().splitlines()])
+        name = f"{metrics.parent.parent.name}-{metrics.parent.name}"
+        plots[name] = pretraining_plot(records, name)
+    for task, part in costs.groupby("task"):
+        plots[f"{task}-cost"] = cost_plot(part, str(task))
+    return plots
 
 
-def _save(figure: "matplotlib.figure.Figure", path: Path) -> None:  # type: ignore[name-defined] # noqa: F821
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    with disk_full_named(path):
-        try:
-            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            pyplot.close(figure)
+def name_of(table: Table) -> str:
+    """The name of a table's plot."""
+    apart = f"-{table.protocol}" if table.protocol else ""
+    return f"{table.task}-{table.model}-{table.evaluator}{apart}"
 
 
-def _plot_scores(table: Table, path: Path) -> None:
-    """Means by method and size, with the interval over data sets."""
-    from matplotlib import pyplot
+@contextmanager
+def _drawn(columns: int, width: float, height: float) -> Iterator[tuple["Figure", Any, list[str]]]:
+    """A figure with its axes; what it looks like as SVG stands in the list behind the block."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    width = 0.6 / len(table.methods)
-    for number, method in enumerate(table.methods):
-        found = [(place, table.summaries.get((method, dpc))) for place, dpc in enumerate(table.sizes)]
-        shown = [(place, summary) for place, summary in found if summary is not None]
-        places = [place + (number - (len(table.methods) - 1) / 2) * width for place, _ in shown]
-        means = np.array([summary.mean for _, summary in shown])
-        ends = [[summary.low for _, summary in shown], [summary.high for _, summary in shown]]
-        # Where data sets have unequal numbers of models, the mean over models may lie outside.
-        errors = np.nan_to_num(np.maximum([means - ends[0], ends[1] - means], 0))
-        axes.errorbar(places, means, yerr=errors, fmt="o", capsize=4, label=method)
-    for method, summary in table.whole.items():
-        axes.axhline(summary.mean, linestyle="--", color="0.5", label=method)
-    axes.set_xlim(-0.6, len(table.sizes) - 0.4)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_xticks(range(len(table.sizes)), [str(dpc) for dpc in table.sizes])
-    axes.set_xlabel("texts a class (dpc)")
-    axes.set_ylabel(f"{table.metric} (%)")
-    axes.set_title(table.title)
-    axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
-    _save(figure, path)
+    content: list[str] = []
+    with matplotlib.rc_context(FIGURE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasSVG(figure)
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        yield figure, axes, content
+        stream = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": str(figure.get_label())}):
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None}, bbox_inches="tight")
+    text = stream.getvalue()
+    content.append(text[text.index("<svg") :].replace(INK, "currentColor"))
 
 
-def _plot_matching(records: pd.DataFrame, folder: Path, path: Path) -> None:
+def score_plot(table: Table) -> str:
+    """Means by method and size, with the interval over data sets, and the whole training set as a line."""
+    with _drawn(1, 6, 3.6) as (figure, (axes,), content):
+        figure.set_label(table.title)
+        width = 0.6 / len(table.methods)
+        for number, method in enumerate(table.methods):
+            found = [(place, table.summaries.get((method, dpc))) for place, dpc in enumerate(table.sizes)]
+            shown = [(place, summary) for place, summary in found if summary is not None]
+            places = [place + (number - (len(table.methods) - 1) / 2) * width for place, _ in shown]
+            means = np.array([summary.mean for _, summary in shown])
+            ends = [[summary.low for _, summary in shown], [summary.high for _, summary in shown]]
+            # Where data sets have unequal numbers of models, the mean over models may lie outside.
+            errors = np.nan_to_num(np.maximum([means - ends[0], ends[1] - means], 0))
+            axes.errorbar(places, means, yerr=errors, fmt="o", capsize=4, label=method)
+        for method, summary in table.whole.items():
+            axes.axhline(summary.mean, linestyle="--", color="0.5", label=method)
+        axes.set_xlim(-0.6, len(table.sizes) - 0.4)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xticks(range(len(table.sizes)), [str(dpc) for dpc in table.sizes])
+        axes.set_xlabel("texts a class (dpc)")
+        axes.set_ylabel(f"{table.metric} (%)")
+        axes.set_title(table.title)
+        axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return content[0]
+
+
+def heat_map(part: Across) -> str:
+    """Means by method and model."""
+    means = [
+        [found.mean if (found := part.cells.get((method, model))) else np.nan for model in part.models]
+        for method in part.methods
+    ]
+    with _drawn(1, 2.5 + 1.1 * len(part.models), 1.2 + 0.4 * len(part.methods)) as (figure, (axes,), content):
+        figure.set_label(part.title)
+        mesh = axes.pcolormesh(np.array(means), cmap="viridis")
+        middle = np.nanmean([np.nanmin(means), np.nanmax(means)])
+        for (row, column), value in np.ndenumerate(means):
+            ink = "black" if value > middle else "white"
+            shown = "" if np.isnan(value) else f"{value:.1f}"
+            axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", color=ink)
+        axes.set_xticks(np.arange(len(part.models)) + 0.5, part.models)
+        axes.set_yticks(np.arange(len(part.methods)) + 0.5, part.methods)
+        axes.invert_yaxis()
+        axes.set_title(part.title)
+        figure.colorbar(mesh, label=f"{part.metric} (%)")
+    return content[0]
+
+
+def matching_plot(records: pd.DataFrame, name: str) -> str:
     """The matching loss, and the gradient similarity of fresh texts at fixed learner states, over updates."""
-    from matplotlib import pyplot
+    with _drawn(2, 12, 3.6) as (figure, (left, right), content):
+        figure.set_label(name)
+        losses = records.dropna(subset=["loss"])
+        left.plot(losses["step"], losses["loss"], color="0.6", linewidth=0.8, label="every update")
+        smooth = losses["loss"].rolling(max(1, len(losses) // 10), min_periods=1).mean()
+        left.plot(losses["step"], smooth, label="running mean")
+        left.set_title("matching loss")
+        if "fresh_similarity" in records:
+            fresh = records.dropna(subset=["fresh_similarity"])
+            for column in [str(own) for own in fresh if str(own).startswith("fresh_similarity_at_")]:
+                label = f"learner after {column.rsplit('_', 1)[1]} steps"
+                right.plot(fresh["step"], fresh[column], linewidth=0.8, marker=".", alpha=0.6, label=label)
+            right.plot(fresh["step"], fresh["fresh_similarity"], marker="o", color=INK, label="mean")
+            real = float(fresh["real_similarity"].iloc[-1])
+            right.axhline(real, linestyle="--", color="0.5", label="as many real texts")
+        right.set_title("gradient similarity of freshly written texts")
+        for axes in (left, right):
+            axes.set_xlabel("generator update")
+            if axes.has_data():
+                axes.legend(frameon=False, fontsize=8)
+        figure.suptitle(name, y=1.06)
+    return content[0]
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    losses = records.dropna(subset=["loss"])
-    left.plot(losses["step"], losses["loss"], color="0.75", linewidth=0.8, label="every update")
-    smooth = losses["loss"].rolling(max(1, len(losses) // 10), min_periods=1).mean()
-    left.plot(losses["step"], smooth, label="running mean")
-    left.set_title("matching loss")
-    if "fresh_similarity" in records:
-        fresh = records.dropna(subset=["fresh_similarity"])
-        for column in [name for name in fresh if str(name).startswith("fresh_similarity_at_")]:
-            label = f"learner after {str(column).rsplit('_', 1)[1]} steps"
-            right.plot(fresh["step"], fresh[column], linewidth=0.8, marker=".", alpha=0.6, label=label)
-        right.plot(fresh["step"], fresh["fresh_similarity"], marker="o", color="black", label="mean")
-        right.axhline(float(fresh["real_similarity"].iloc[-1]), linestyle="--", color="0.5", label="as many real texts")
-    right.set_title("gradient similarity of freshly written texts")
-    for axes in (left, right):
-        axes.set_xlabel("generator update")
-        if axes.has_data():
-            axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{folder.parent.name}: {folder.name}")
-    _save(figure, path)
+
+def pretraining_plot(records: pd.DataFrame, name: str) -> str:
+    """The language-model loss over steps, and what held-out texts say: their loss, and whether labels are heeded."""
+    with _drawn(2, 12, 3.6) as (figure, (left, right), content):
+        figure.set_label(name)
+        losses = records.dropna(subset=["loss"]) if "loss" in records else records.iloc[:0].assign(loss=0.0)
+        left.plot(losses["step"], losses["loss"], color="0.6", linewidth=0.8, label="training")
+        if "valid_nll" in records:
+            held = records.dropna(subset=["valid_nll"])
+            left.plot(held["step"], held["valid_nll"], marker="o", label="held-out texts")
+        left.set_title("language-model loss (nats a token)")
+        left.legend(frameon=False, fontsize=8)
+        if "valid_label_accuracy" in records:
+            held = records.dropna(subset=["valid_label_accuracy"])
+            right.plot(held["step"], held["valid_label_accuracy"], marker="o")
+        right.set_title("held-out texts that are likeliest under their own label")
+        for axes in (left, right):
+            axes.set_xlabel("step")
+        figure.suptitle(name, y=1.06)
+    return content[0]
+
+
+def cost_plot(costs: pd.DataFrame, task: str) -> str:
+    """What data sets cost to make against what they teach; `costs` has hours, value, method, dpc and model."""
+    with _drawn(1, 6, 3.6) as (figure, (axes,), content):
+        figure.set_label(f"{task} cost")
+        for method, part in costs.groupby("method", sort=False):
+            axes.plot(part["hours"], part["value"], marker="o", linestyle="", label=str(method))
+            for _, point in part.iterrows():
+                axes.annotate(str(point["dpc"]), (point["hours"], point["value"]), fontsize=7, xytext=(3, 3),
+                              textcoords="offset points")  # fmt: skip
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+        axes.set_xlabel(f"{costs['device'].iloc[0]} hours to make the data sets")
+        axes.set_ylabel(f"{costs['metric'].iloc[0]} (%)")
+        axes.set_title(f"{task}: cost and score, {costs['model'].iloc[0]} (numbers: dpc)")
+        axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return content[0]

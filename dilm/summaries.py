@@ -74,6 +74,45 @@ def make_tables(rows: pd.DataFrame) -> list[Table]:
     return tables
 
 
+@dataclass(frozen=True)
+class Across:
+    """What the same data sets teach several models (the paper's table 2)."""
+
+    task: str
+    evaluator: str
+    metric: str
+    dpc: int
+    cells: dict[tuple[str, str], Summary]  # (method, model)
+
+    @property
+    def title(self) -> str:
+        """What it is of."""
+        return f"{self.task} across models ({HOW.get(self.evaluator, self.evaluator)}), dpc {self.dpc}, {self.metric}"
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods in the paper's order, then others."""
+        return _in_order({method for method, _ in self.cells})
+
+    @property
+    def models(self) -> list[str]:
+        """Models in the order of their names."""
+        return sorted({model for _, model in self.cells})
+
+
+def across_models(tables: list[Table]) -> list[Across]:
+    """One for each task, evaluator and size that several models were evaluated at."""
+    groups: dict[tuple[str, str, str, int], dict[tuple[str, str], Summary]] = {}
+    models: dict[tuple[str, str, str, int], set[str]] = {}
+    for table in tables:
+        name = table.model + (f" {table.protocol}" if table.protocol else "")
+        for (method, dpc), summary in table.summaries.items():
+            setting = (table.task, table.evaluator, table.metric, dpc)
+            groups.setdefault(setting, {})[method, name] = summary
+            models.setdefault(setting, set()).add(table.model)  # one model by two protocols is one
+    return [Across(*setting, groups[setting]) for setting in sorted(groups) if setting[-1] and len(models[setting]) > 1]
+
+
 def base_of(name: str) -> str:
     """The method of a name that may have its variant behind it, as in `dilm, no selection`."""
     return name.partition(", ")[0]

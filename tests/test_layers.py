@@ -12,8 +12,8 @@ PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
 errors keys signals files site config checks text convert tiny sources tables data slurm claims artifacts published
-lineage shards results cells overlap diversity inspected statistics card summaries tracking plots mlflow_store jobs
-compose plan runner submit study status launcher
+lineage shards results cells overlap diversity inspected statistics card summaries markup tracking jobs health
+plots page mlflow_store compose plan runner submit study status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
 trajectory teacher similarity finetune llm icl

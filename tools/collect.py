@@ -25,13 +25,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if not rows_folder(options.root).is_dir():
         raise MissingArtifactError(str(rows_folder(options.root)), "python -m dilm.evaluate", f"root={options.root}")
-    from dilm.stages.collect import run  # pandas, scipy and matplotlib, which --help and a typo need not wait for
+    from dilm.stages.collect import run  # pandas and matplotlib, which --help and a typo need not wait for
 
     tables = run(options.root, options.out)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:
         console.print(_printed(table))
-    console.print(f"report: {options.out / 'tables.md'}, {options.out / 'results.csv'}, {options.out / 'plots'}")
+    console.print(f"report: {options.out / 'index.html'}; beside it tables.md|tex, results.csv|parquet, plots/")
     if options.mlflow:
         from dilm.mlflow_store import bring_in
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _printed(table: "Table") -> RichTable:
-    from dilm.stages.collect import cell_text
+    from dilm.markup import cell_text
 
     printed = RichTable(title=table.title, caption="mean ± std over models [95% interval over data sets]")
     printed.add_column("method")

@@ -1,4 +1,4 @@
-"""Make `.venv`, with the exact versions of requirements.lock; with --slurm, install Debian's Slurm for the tests.
+"""Make `.venv`, with the exact versions of requirements.lock; with --system, install Debian's packages for the tests.
 
 `make install`, `make test` and `make quickstart` run this. It needs nothing but Python, and takes a moment when `.venv`
 is up to date.
@@ -29,8 +29,15 @@ STAMP = VENV / "installed"
 LOG = VENV / "install.log"
 OLDEST = (3, 11)
 
-SLURM_COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "shellcheck")
-SLURM_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "shellcheck")
+# Debian's packages that tests use, by the command that each brings: a Slurm cluster, a browser, a checker of scripts.
+SYSTEM = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "munged": "munge",
+    "shellcheck": "shellcheck",
+    "chromium": "chromium",
+}
 
 
 def main() -> None:
@@ -43,10 +50,10 @@ def main() -> None:
         help="cpu: install a CPU build; keep: use the torch that this Python has; default: as .venv is, else cpu",
     )
     parser.add_argument("--torch-index", default="", help="URL of the package index that has the CPU builds of torch")
-    parser.add_argument("--slurm", action="store_true", help="only install Slurm's packages, where that is possible")
+    parser.add_argument("--system", action="store_true", help="only install the tests' packages, where one may")
     options = parser.parse_args()
-    if options.slurm:
-        print(f"slurm-packages: {install_slurm()}")
+    if options.system:
+        print(f"system-packages: {install_system()}")
     else:
         install(options.torch, options.torch_index)
 
@@ -193,10 +200,10 @@ def run_in_venv(code: str) -> str:
     return subprocess.run([str(PYTHON), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def install_slurm() -> str:
-    """Install Slurm's daemons for the tests where apt-get may; returns one line that says what it did, or why not."""
+def install_system() -> str:
+    """Install what the tests use where apt-get may; returns one line that says what it did, or why not."""
     path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
-    missing = [command for command in SLURM_COMMANDS if shutil.which(command, path=path) is None]
+    missing = [command for command in SYSTEM if shutil.which(command, path=path) is None]
     if not missing:
         return "nothing to do"
     skipped = f"not installed ({', '.join(missing)} missing, so tests that need them are skipped): "
@@ -207,9 +214,10 @@ def install_slurm() -> str:
         return skipped + "that needs root or passwordless sudo"
     waits = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::Retries=1"]
     apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", *waits]
-    fetch = [*apt, "install", "-y", "--no-install-recommends", *SLURM_PACKAGES]
+    packages = [SYSTEM[command] for command in missing]
+    fetch = [*apt, "install", "-y", "--no-install-recommends", *packages]
     if quietly(*fetch) or (quietly(*apt, "update") and quietly(*fetch)):
-        return f"installed {', '.join(SLURM_PACKAGES)}"
+        return f"installed {', '.join(packages)}"
     return skipped + "apt-get failed"
 
 

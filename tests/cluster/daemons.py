@@ -20,7 +20,7 @@ def missing() -> str:
     """Why no cluster can be started here, or nothing."""
     absent = [name for name in DAEMONS if shutil.which(name, path=SEARCH) is None]
     if absent:
-        return f"{', '.join(absent)} not installed (make slurm-packages)"
+        return f"{', '.join(absent)} not installed (make system-packages)"
     return "" if os.geteuid() == 0 else "Slurm's daemons for several nodes on one host need root"
 
 

@@ -62,7 +62,7 @@ def test_every_method_ends_in_a_table(
     assert [table.evaluator for table in tables] == ["finetune", "frozen"]
     assert all(set(table.methods) | {"full"} == set(METHODS) and table.below_full for table in tables)
     assert (tmp_path / "report" / "tables.md").read_text().count("| dilm |") == 2
-    assert len(list((tmp_path / "report" / "plots").glob("*.png"))) == 3
+    assert len(list((tmp_path / "report" / "plots").glob("*.svg"))) == 2 + 2 + 1  # scores, trainings, costs
 
     capsys.readouterr()
     evaluate_command.run(at("method=dilm"))

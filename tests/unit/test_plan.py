@@ -115,12 +115,12 @@ def test_how_things_stand(tiny: Compose, tmp_path: Path) -> None:
 def test_a_report_is_done_while_no_row_is_newer(tmp_path: Path) -> None:
     standing = Standing(tmp_path)
     assert standing.of("collect", "report") == "new"
-    for name in ("report/tables.md", "rows/rows-a.jsonl"):
+    for name in ("report/index.html", "rows/rows-a.jsonl"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     os.utime(tmp_path / "rows" / "rows-a.jsonl", (1, 1))
     assert standing.of("collect", "report") == "done"
-    os.utime(tmp_path / "report" / "tables.md", (0, 0))
+    os.utime(tmp_path / "report" / "index.html", (0, 0))
     assert standing.of("collect", "report") == "new"
 
 
