@@ -67,7 +67,12 @@ def markdown(tables: list[Table], across: list[Across], failed: pd.DataFrame) ->
         if table.differences or table.below_full:
             lines += ["", *_rows(["difference", *(f"dpc {dpc}" for dpc in table.sizes)], difference_rows(table))]
     for part in across:
-        lines += ["", f"## {part.title}", "", *_rows(["method", *part.models], across_rows(part))]
+        lines += [
+            "",
+            f"## {part.title}",
+            "",
+            *_rows(["model", "method", *(f"dpc {dpc}" for dpc in part.sizes)], across_rows(part)),
+        ]
     if not tables:
         lines += ["", "No cell is done yet."]
     if len(failed):
@@ -120,9 +125,13 @@ def _difference(differences: dict[Found, Difference], key: Found) -> str:
     return difference_text(differences[key]) if key in differences else "–"
 
 
-def across_rows(part: Across) -> list[list[str]]:
-    """A row for each method: what it teaches each model."""
-    return [[method, *(cell_text(part.cells.get((method, model))) for model in part.models)] for method in part.methods]
+def across_rows(part: Across, cell: Callable[[Summary | None], str] = cell_text) -> list[list[str]]:
+    """A row for each model and method."""
+    return [
+        [model, method, *(cell(part.cells.get((model, method, dpc))) for dpc in part.sizes)]
+        for model in part.models
+        for method in part.methods
+    ]
 
 
 def latex(tables: list[Table], across: list[Across]) -> str:
@@ -142,11 +151,9 @@ def _latex_table(table: Table) -> str:
 
 
 def _latex_across(part: Across) -> str:
-    body = [
-        [method, *(_latex_cell(part.cells.get((method, model)), False, False) for model in part.models)]
-        for method in part.methods
-    ]
-    return _tabular(f"{part.title}.", ["Method", *part.models], body)
+    body = across_rows(part, lambda summary: _latex_cell(summary, False, False))
+    named = [[f"{model}, {method}", *cells] for model, method, *cells in body]
+    return _tabular(f"{part.title}.", ["Model, method", *map(str, part.sizes)], named)
 
 
 def _latex_cell(summary: Summary | None, best: bool, star: bool) -> str:

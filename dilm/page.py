@@ -15,7 +15,7 @@ from dilm.health import Health
 from dilm.markup import NOTES, OVERLAP, across_rows, cell_text, difference_rows, marked, missing_of
 from dilm.plots import name_of
 from dilm.shards import read_index, read_shards
-from dilm.summaries import HOW, Across, Table
+from dilm.summaries import Across, Table
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_DATASETS = 3  # of each method and size
@@ -95,10 +95,10 @@ def _cell(table: Table, method: str, dpc: int) -> str:
     return f'<td title="{of}">{f"<strong>{text}</strong>" if best else text}</td>'
 
 
-def _row(name: str, cells: Iterable[str]) -> str:
+def _row(name: str, cells: Iterable[str], methods: str = "") -> str:
     """A row that the methods' filter shows or hides; one of a difference belongs to both its methods."""
-    methods = escape("|".join(name.split(" − ")))
-    return f'<tr data-methods="{methods}"><th scope=row>{escape(name)}</th>{"".join(cells)}</tr>'
+    shown_with = escape(methods or "|".join(name.split(" − ")))
+    return f'<tr data-methods="{shown_with}"><th scope=row>{escape(name)}</th>{"".join(cells)}</tr>'
 
 
 def _grid(first: str, heads: list[str], rows: list[str]) -> str:
@@ -108,13 +108,13 @@ def _grid(first: str, heads: list[str], rows: list[str]) -> str:
 
 
 def _across(part: Across) -> str:
-    rows = [_row(first, [f"<td>{escape(text)}</td>" for text in rest]) for first, *rest in across_rows(part)]
-    how = HOW.get(part.evaluator, part.evaluator)
-    title = f"{part.task} ({how}), dpc {part.dpc}"
-    return (
-        f'<section class=result data-task="{escape(part.task)}" data-model="">'
-        f"<h3>{escape(title)}</h3>{_grid('method', part.models, rows)}</section>"
-    )
+    rows = [
+        _row(model, [f"<td>{escape(text)}</td>" for text in (method, *cells)], method)
+        for model, method, *cells in across_rows(part)
+    ]
+    grid = _grid("model", ["method", *(f"dpc {dpc}" for dpc in part.sizes)], rows)
+    section = f'<section class=result data-task="{escape(part.task)}" data-model="">'
+    return f"{section}<h3>{escape(part.title)}</h3>{grid}</section>"
 
 
 def _health(health: Health) -> str:

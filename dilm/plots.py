@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"  # drawn in this, shown in the colour of the text
+ABOVE, BELOW = 0.6, 0.6  # inches for titles, and for the axis
 FIGURE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.color": INK,
@@ -37,7 +38,7 @@ def plot_all(tables: list[Table], across: list[Across], costs: pd.DataFrame, roo
     """Every plot of a report: the file's name -> SVG."""
     plots = {name_of(table): score_plot(table) for table in tables if table.sizes}
     for part in across:
-        plots[f"{part.task}-across-{part.evaluator}-dpc{part.dpc}"] = heat_map(part)
+        plots[f"{part.task}-across-{part.evaluator}"] = heat_map(part)
     for metrics in finished_metrics(root, "dilm-*"):
         name = f"{metrics.parent.parent.name}-{metrics.parent.name}"
         records = pd.DataFrame([json.loads(line) for line in metrics.read_text().splitlines()])
@@ -58,28 +59,42 @@ def name_of(table: Table) -> str:
 
 
 @contextmanager
-def _drawn(columns: int, width: float, height: float) -> Iterator[tuple["Figure", Any, list[str]]]:
-    """A figure with its axes; what it looks like as SVG stands in the list behind the block."""
+def _drawn(
+    columns: int, width: float, height: float, left: float = 0.7, right: float = 0.2
+) -> Iterator[tuple["Figure", Any, list[str]]]:
+    """A figure with axes of this size (inches) in all; what it looks like as SVG stands in the list behind the block.
+
+    Margins are given rather than measured: to measure them a figure is drawn twice.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     content: list[str] = []
+    whole, high = left + width + right, height + ABOVE + BELOW
     with matplotlib.rc_context(FIGURE):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(whole, high))
         FigureCanvasSVG(figure)
+        figure.subplots_adjust(left / whole, BELOW / high, (left + width) / whole, 1 - ABOVE / high)
         axes = figure.subplots(1, columns, squeeze=False)[0]
         yield figure, axes, content
         stream = io.StringIO()
+        # The ids inside follow from the label: the same every time, and no two figures of a page share one.
         with matplotlib.rc_context({"svg.hashsalt": str(figure.get_label())}):
-            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None}, bbox_inches="tight")
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     content.append(text[text.index("<svg") :].replace(INK, "currentColor"))
 
 
+def _room_for(names: Iterable[str]) -> float:
+    """Inches that the longest name takes."""
+    return 0.085 * max(map(len, names), default=0)
+
+
 def score_plot(table: Table) -> str:
     """Means by method and size, with the interval over data sets, and the whole training set as a line."""
-    with _drawn(1, 6, 3.6) as (figure, (axes,), content):
+    legend = _room_for([*table.methods, *table.whole]) + 0.6
+    with _drawn(1, 5, 2.8, right=legend) as (figure, (axes,), content):
         figure.set_label(table.title)
         width = 0.6 / len(table.methods)
         for number, method in enumerate(table.methods):
@@ -104,30 +119,34 @@ def score_plot(table: Table) -> str:
 
 
 def heat_map(part: Across) -> str:
-    """Means by method and model."""
+    """Means by method, and by model and size."""
+    columns = [(model, dpc) for model in part.models for dpc in part.sizes]
     means = [
-        [found.mean if (found := part.cells.get((method, model))) else np.nan for model in part.models]
+        [found.mean if (found := part.cells.get((model, method, dpc))) else np.nan for model, dpc in columns]
         for method in part.methods
     ]
-    with _drawn(1, 2.5 + 1.1 * len(part.models), 1.2 + 0.4 * len(part.methods)) as (figure, (axes,), content):
+    left = _room_for(part.methods) + 0.2
+    with _drawn(1, 1.5 + 0.5 * len(columns), 0.35 * len(part.methods), left, 0.6) as (figure, (axes,), content):
         figure.set_label(part.title)
         mesh = axes.pcolormesh(np.array(means), cmap="viridis")
         middle = np.nanmean([np.nanmin(means), np.nanmax(means)])
         for (row, column), value in np.ndenumerate(means):
             ink = "black" if value > middle else "white"
             shown = "" if np.isnan(value) else f"{value:.1f}"
-            axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", color=ink)
-        axes.set_xticks(np.arange(len(part.models)) + 0.5, part.models)
+            axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", color=ink, fontsize=8)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [str(dpc) for _, dpc in columns])
+        for place, model in enumerate(part.models):
+            axes.text((place + 0.5) * len(part.sizes), len(part.methods) + 0.9, model, ha="center", va="top")
         axes.set_yticks(np.arange(len(part.methods)) + 0.5, part.methods)
         axes.invert_yaxis()
-        axes.set_title(part.title)
+        figure.suptitle(part.title)
         figure.colorbar(mesh, label=f"{part.metric} (%)")
     return content[0]
 
 
 def matching_plot(records: pd.DataFrame, name: str) -> str:
     """The matching loss, and the gradient similarity of fresh texts at fixed learner states, over updates."""
-    with _drawn(2, 12, 3.6) as (figure, (left, right), content):
+    with _drawn(2, 11, 2.6) as (figure, (left, right), content):
         figure.set_label(name)
         losses = records.dropna(subset=["loss"])
         left.plot(losses["step"], losses["loss"], color="0.6", linewidth=0.8, label="every update")
@@ -147,13 +166,13 @@ def matching_plot(records: pd.DataFrame, name: str) -> str:
             axes.set_xlabel("generator update")
             if axes.has_data():
                 axes.legend(frameon=False, fontsize=8)
-        figure.suptitle(name, y=1.06)
+        figure.suptitle(name)
     return content[0]
 
 
 def pretraining_plot(records: pd.DataFrame, name: str) -> str:
     """The language-model loss over steps, and what held-out texts say: their loss, and whether labels are heeded."""
-    with _drawn(2, 12, 3.6) as (figure, (left, right), content):
+    with _drawn(2, 11, 2.6) as (figure, (left, right), content):
         figure.set_label(name)
         losses = records.dropna(subset=["loss"]) if "loss" in records else records.iloc[:0].assign(loss=0.0)
         left.plot(losses["step"], losses["loss"], color="0.6", linewidth=0.8, label="training")
@@ -168,13 +187,13 @@ def pretraining_plot(records: pd.DataFrame, name: str) -> str:
         right.set_title("held-out texts that are likeliest under their own label")
         for axes in (left, right):
             axes.set_xlabel("step")
-        figure.suptitle(name, y=1.06)
+        figure.suptitle(name)
     return content[0]
 
 
 def cost_plot(costs: pd.DataFrame, task: str) -> str:
     """What data sets cost to make against what they teach; `costs` has hours, value, method, dpc and model."""
-    with _drawn(1, 6, 3.6) as (figure, (axes,), content):
+    with _drawn(1, 5, 2.8, right=_room_for(costs["method"]) + 0.6) as (figure, (axes,), content):
         figure.set_label(f"{task} cost")
         for method, part in costs.groupby("method", sort=False):
             axes.plot(part["hours"], part["value"], marker="o", linestyle="", label=str(method))

@@ -81,36 +81,44 @@ class Across:
     task: str
     evaluator: str
     metric: str
-    dpc: int
-    cells: dict[tuple[str, str], Summary]  # (method, model)
+    cells: dict[tuple[str, str, int], Summary]  # (model, method, dpc)
 
     @property
     def title(self) -> str:
         """What it is of."""
-        return f"{self.task} across models ({HOW.get(self.evaluator, self.evaluator)}), dpc {self.dpc}, {self.metric}"
+        return f"{self.task} across models ({HOW.get(self.evaluator, self.evaluator)}), {self.metric}"
 
     @property
     def methods(self) -> list[str]:
         """Methods in the paper's order, then others."""
-        return _in_order({method for method, _ in self.cells})
+        return _in_order({method for _, method, _ in self.cells})
 
     @property
     def models(self) -> list[str]:
         """Models in the order of their names."""
-        return sorted({model for _, model in self.cells})
+        return sorted({model for model, _, _ in self.cells})
+
+    @property
+    def sizes(self) -> list[int]:
+        """Texts a class, ascending."""
+        return sorted({dpc for _, _, dpc in self.cells})
 
 
 def across_models(tables: list[Table]) -> list[Across]:
-    """One for each task, evaluator and size that several models were evaluated at."""
-    groups: dict[tuple[str, str, str, int], dict[tuple[str, str], Summary]] = {}
-    models: dict[tuple[str, str, str, int], set[str]] = {}
+    """One for each task and evaluator that has several models; one model by two protocols is one."""
+    groups: dict[tuple[str, str, str], list[Table]] = {}
     for table in tables:
-        name = table.model + (f" {table.protocol}" if table.protocol else "")
-        for (method, dpc), summary in table.summaries.items():
-            setting = (table.task, table.evaluator, table.metric, dpc)
-            groups.setdefault(setting, {})[method, name] = summary
-            models.setdefault(setting, set()).add(table.model)  # one model by two protocols is one
-    return [Across(*setting, groups[setting]) for setting in sorted(groups) if setting[-1] and len(models[setting]) > 1]
+        groups.setdefault((table.task, table.evaluator, table.metric), []).append(table)
+    several = {setting: group for setting, group in groups.items() if len({table.model for table in group}) > 1}
+    return [Across(*setting, _cells_of(group)) for setting, group in several.items()]
+
+
+def _cells_of(group: list[Table]) -> dict[tuple[str, str, int], Summary]:
+    cells: dict[tuple[str, str, int], Summary] = {}
+    for table in group:
+        model = table.model + (f" {table.protocol}" if table.protocol else "")
+        cells |= {(model, method, dpc): summary for (method, dpc), summary in table.summaries.items() if dpc}
+    return cells
 
 
 def base_of(name: str) -> str:

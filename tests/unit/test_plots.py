@@ -105,7 +105,7 @@ def test_models_side_by_side_are_a_map(tmp_path: Path) -> None:
     other = [replace(row, model="other", key=f"other {row.key}") for row in cells("random", RANDOM)]
     put(tmp_path, cells("dilm", DILM) + cells("random", RANDOM) + other)
     run(tmp_path, tmp_path / "out")
-    assert_shows_something(tmp_path / "out" / "plots" / "toy-across-frozen-dpc5.svg", "85.0", "74.3", "other", "tiny")
+    assert_shows_something(tmp_path / "out" / "plots" / "toy-across-frozen.svg", "85.0", "74.3", "other", "tiny")
 
 
 def test_figures_of_one_page_share_no_id(tmp_path: Path) -> None:

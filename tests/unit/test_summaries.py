@@ -127,7 +127,7 @@ def test_models_stand_side_by_side_where_several_were_evaluated() -> None:
     other = [replace(row, model="other", key=f"other {row.key}") for row in cells("dilm", RANDOM)]
     assert across_models(make_tables(frame(rows))) == []
     (part,) = across_models(make_tables(frame(rows + other)))
-    assert (part.title, part.dpc) == ("toy across models (frozen encoder), dpc 5, accuracy", 5)
-    assert (part.methods, part.models) == (["random", "dilm"], ["other", "tiny"])
-    assert part.cells["dilm", "other"].mean == pytest.approx(np.mean(RANDOM))
-    assert ("random", "other") not in part.cells
+    assert part.title == "toy across models (frozen encoder), accuracy"
+    assert (part.methods, part.models, part.sizes) == (["random", "lm", "dilm"], ["other", "tiny"], [5, 20])
+    assert part.cells["other", "dilm", 5].mean == pytest.approx(np.mean(RANDOM))
+    assert ("other", "random", 5) not in part.cells
