@@ -81,7 +81,7 @@ class DataConfig:
 class GeneratorConfig:
     """The causal language model that writes the data set."""
 
-    name: str = "???"
+    name: str = "???"  # what artifacts and tables call it
     source: SourceConfig = field(default_factory=SourceConfig)
     prefix: bool = False  # the model's own bos before <bos_y>: many models hardly read what stands first
     dropout: float | None = None  # while training; null: the model's own
@@ -92,7 +92,7 @@ class GeneratorConfig:
 class LearnerConfig:
     """A classifier: an encoder and a linear head."""
 
-    name: str = "???"
+    name: str = "???"  # what tables call it
     source: SourceConfig = field(default_factory=SourceConfig)
     pooling: str = "model"  # what the head reads: model (the architecture's own), mean or cls of the last layer
     embedding: str = "cls"  # what clustering and selection read: cls, mean or last token of the last layer
@@ -113,9 +113,9 @@ class LlmConfig:
 class OptimizerConfig:
     """AdamW with a cosine schedule and linear warm-up."""
 
-    lr: float = 1e-5
+    lr: float = 1e-5  # highest learning rate
     warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of matrices; biases and norms have none
     clip: float = 1.0  # largest norm of the gradient
 
 
@@ -123,11 +123,11 @@ class OptimizerConfig:
 class PretrainConfig:
     """Language-model training on the real texts. Paper: 80,000 steps of 64."""
 
-    steps: int = 80_000
-    batch: int = 64
+    steps: int = 80_000  # updates
+    batch: int = 64  # texts in an update
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     valid_every: int = 5_000  # steps between validations on the held-out training rows; 0: at the end alone
-    log_every: int = 10
+    log_every: int = 10  # steps between records in metrics.jsonl
 
 
 @dataclass
@@ -138,7 +138,7 @@ class MatchConfig:
     outer_steps: int = 2_000  # fresh learners
     inner_steps: int = 10  # generator updates a learner
     learner_steps: int = 20  # learner updates on real data between two generator updates
-    learner_batch: int = 64
+    learner_batch: int = 64  # real texts in an update of the learner
     learner_dropout: bool = False  # the authors' runs had none: their learner stayed in eval mode
     learner_schedule: int = 200  # steps over which the learner's learning rate is scheduled
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-7, warmup=0.05))
@@ -164,7 +164,7 @@ class MatchConfig:
     monitor_every: int = 0  # updates between measurements of gradient similarity on fresh texts; 0: none
     monitor_dpc: int = 64  # fresh texts a class for one measurement
     monitor_states: list[int] = field(default_factory=lambda: [0, 20, 100])  # learner steps of the fixed states
-    log_every: int = 1
+    log_every: int = 1  # updates between records in metrics.jsonl
 
 
 @dataclass
@@ -179,7 +179,7 @@ class GenerateConfig:
     unit_embeddings: bool = False  # K-centers among embeddings of length one, as sentence encoders are trained for
     selection: str = "k_centers"  # of written texts: k_centers, herding, or none, the first dpc candidates
     exclude_copies: bool = False  # written texts that are training texts, but for case and punctuation, are not chosen
-    top_p: float = 0.95
+    top_p: float = 0.95  # of the nucleus that tokens are drawn from
     batch: int = 256  # texts written at a time
 
 
@@ -195,8 +195,8 @@ class PublishedConfig:
 class FullConfig:
     """How a learner is trained on the whole training set (method=full)."""
 
-    epochs: int = 3
-    batch: int = 32
+    epochs: int = 3  # over the training set
+    batch: int = 32  # texts in an update
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-5))
 
 
@@ -204,8 +204,8 @@ class FullConfig:
 class EvaluateConfig:
     """Training learners on a data set and scoring them on dev."""
 
-    steps: int = 200
-    batch: int = 64
+    steps: int = 200  # updates
+    batch: int = 64  # texts in an update; all where a data set has fewer
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.5))
     head_lr: float = 1e-2  # learning rate where the encoder is frozen and the head alone is trained
     full: FullConfig = field(default_factory=FullConfig)
@@ -274,15 +274,15 @@ class Config:
     site: SiteConfig = field(default_factory=SiteConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     stages: list[str] = field(default_factory=lambda: list(STAGES))  # what `train` runs
-    method: str = "dilm"
+    method: str = "dilm"  # random, k_centers, herding, rank, lm, dilm, full or published
     variant: str = ""  # what tables call this way of doing the method, behind its name
     evaluator: str = "finetune"  # the learner; icl: the llm; words: a linear model of word counts, without torch
     dpc: int = 20  # texts a class
-    n_datasets: int = 20
+    n_datasets: int = 20  # data sets, each with a seed of its own
     n_seeds: int = 5  # learners trained on each data set
     seed: int = 0  # of training and of the data sets
     precision: str = "bf16"  # of forward passes: bf16 (autocast) or fp32
-    root: str = "runs"
+    root: str = "runs"  # where everything is written
     cache: str | None = None  # models and features; null: the site's, $DILM_CACHE or ~/.cache/dilm
     device: str = "auto"  # auto, cpu, cuda
     threads: int | None = None  # of torch; null: as many as cores

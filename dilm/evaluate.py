@@ -4,14 +4,16 @@ from dilm.config import Config
 from dilm.launch import main
 
 
-def run(config: Config) -> None:
-    """Evaluate the missing cells of one task, method, size and learner, and print their mean."""
+def run(config: Config) -> str:
+    """Evaluate the missing cells of one task, method, size and learner; print and return how it went, in a line."""
     from dilm.stages import evaluate  # torch, which --help and a typo need not wait for
 
     outcome = evaluate.run(config)
     mean = f", mean {config.task.metric} {sum(outcome.values) / len(outcome.values):.1f}" if outcome.values else ""
     elsewhere = f", {outcome.elsewhere} with other jobs" if outcome.elsewhere else ""
-    print(f"{outcome.title}: {outcome.done} cells evaluated{mean}, {outcome.found} found{elsewhere}")
+    told = f"{outcome.title}: {outcome.done} cells evaluated{mean}, {outcome.found} found{elsewhere}"
+    print(told)
+    return told
 
 
 if __name__ == "__main__":

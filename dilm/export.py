@@ -4,11 +4,13 @@ from dilm.config import Config
 from dilm.launch import main
 
 
-def run(config: Config) -> None:
-    """Export the data sets of `shard=` to the folder or hub name of `to=`."""
+def run(config: Config) -> str:
+    """Export the data sets of `shard=` to the folder or hub name of `to=`; print and return what was done."""
     from dilm.stages import export  # pyarrow
 
-    print(export.run(config))
+    told = export.run(config)
+    print(told)
+    return told
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ queued again, 130 interrupted. Torch-free: the commands load what they need.
 import importlib
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from dilm.files import is_disk_full
 from dilm.jobs import Call
 from dilm.signals import Stopped
 
-BUG, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
+BUG, USER_ERROR, STOPPED, INTERRUPTED, READER_GONE = 1, 2, 75, 130, 141
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 ENVIRONMENT = {
     # Libraries that would report every model they load, or every device they don't find.
@@ -133,8 +134,21 @@ def as_line(error: DilmError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def reader_gone(error: BaseException) -> bool:
+    """Whether nobody reads what is printed any more, as behind `| head`. Nothing more is printed then."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = isinstance(error, BrokenPipeError) and any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
+
+
 def ending(error: BaseException, recorder: Recorder) -> Ending:
     """Tell the user what happened, and how the process is to end."""
+    if reader_gone(error):
+        return Ending(READER_GONE, jobs.FAILED, "nobody reads what it prints")
     if isinstance(error, Stopped) or _left_by_peers(error):
         return _stop(error.again if isinstance(error, Stopped) else signals.told_again(), recorder)
     if isinstance(error, KeyboardInterrupt):
@@ -200,6 +214,8 @@ def run_tool(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if reader_gone(error):
+            sys.exit(READER_GONE)
         if (mendable := user_error(error)) is None:
             raise
         print(as_line(mendable), file=sys.stderr)

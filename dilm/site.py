@@ -36,12 +36,12 @@ class SiteConfig:
 class LauncherConfig:
     """What the jobs of this run ask for; null: as the site's file says."""
 
-    nodes: int = 1
+    nodes: int = 1  # of one job
     gpus: int | None = None  # on each node
     tasks: int | None = None  # processes on each node; null: one a GPU, or one
     cpus: int | None = None  # of each process
     mem_gb: int | None = None  # on each node
-    minutes: int | None = None
+    minutes: int | None = None  # time limit
     array_parallelism: int = 64  # jobs of one array that run at a time
     cells_per_job: int | None = None  # evaluation cells a job; null: all of one task, method, size and learner
     max_requeues: int = 20  # times that a job is queued again when its time ends

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "dilm"
 ORDER = """
 errors keys signals files site config checks text convert tiny sources tables data slurm claims artifacts published
 lineage shards results cells overlap diversity inspected statistics card summaries markup tracking jobs health
-plots page mlflow_store compose plan runner submit study status launcher
+plots page mlflow_store compose help closing plan runner submit study status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
 trajectory teacher similarity finetune llm icl

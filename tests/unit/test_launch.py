@@ -111,8 +111,26 @@ def test_other_jobs_of_a_multirun_go_on_and_the_status_tells(tmp_path: Path) -> 
 def test_help_names_groups_and_keys_without_loading_torch(tmp_path: Path) -> None:
     done = dilm("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("gradient matching", "task: ", "sst2", "pretrain:", "python -m dilm.train"):
+    for word in (
+        "gradient matching",
+        "  task= ",
+        "sst2",
+        "pretrain.steps=80000",
+        "python -m dilm.train -m",
+        "Exit status",
+    ):
         assert word in done.stdout
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path) -> None:
+    """As behind `| head -1`: the pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "dilm.train", "--help"], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=lambda sent: sent.name)
