@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 
 from dilm.checks import typed
 from dilm.compose import attach
@@ -17,6 +18,8 @@ from dilm.config import CONF_FOLDER, Config
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 torch.set_num_threads(1)
+settings.register_profile("dilm", deadline=None)  # the first example loads what is loaded where it is used
+settings.load_profile("dilm")
 
 DISK_BYTES = 65_536
 
