@@ -2,13 +2,12 @@
 
 import re
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
 from dilm.compose import checked, composed
-from dilm.config import Config, MatchConfig, OptimizerConfig
+from dilm.config import CONF_FOLDER, Config, MatchConfig, OptimizerConfig
 from dilm.help import EXAMPLES, OWN, WHAT, WHERE, WIDTH, help_text, meanings
 
 
@@ -58,5 +57,5 @@ def test_every_key_that_help_shows_has_a_meaning() -> None:
 
 def test_the_groups_are_those_of_the_folder() -> None:
     text = text_of("train")
-    for folder in Path("conf").iterdir() if Path("conf").is_dir() else ():
-        assert folder.name == "hydra" or not folder.is_dir() or f"  {folder.name}=" in text
+    groups = {path.name for path in CONF_FOLDER.iterdir() if path.is_dir()} - {"hydra"}
+    assert groups == {group for group in groups if f"  {group}= " in text}
