@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluator": EVALUATORS,
     "precision": ("bf16", "fp32"),
     "device": DEVICES,
-    "tracking": ("jsonl", "mlflow"),
+    "tracking": ("auto", "jsonl", "mlflow"),
     "task.metric": METRICS,
     "generator.bos_init": ("bos", "label"),
     "learner.pooling": POOLINGS,

@@ -1,19 +1,29 @@
 """`python -m dilm.collect`: bring all rows together, as a study's last job does."""
 
+import sys
 from pathlib import Path
 
 from dilm.config import Config
+from dilm.errors import ConfigError
 from dilm.launch import main
+from dilm.mlflow_store import bring_in
 from dilm.plan import REPORT
+from dilm.tracking import tracking_uri
 
 
 def run(config: Config) -> None:
-    """Write the report of all rows under `root` to `<root>/report`."""
+    """Write the report of all rows under `root` to `<root>/report`; to an MLflow server where there is one, too."""
     from dilm.stages import collect  # pandas and matplotlib
 
+    uri = tracking_uri(config)
     folder = Path(config.root) / REPORT
     tables = collect.run(Path(config.root), folder)
     print(f"{len(tables)} tables: {folder / 'index.html'}")
+    if uri:
+        try:
+            print(bring_in(Path(config.root), uri))
+        except ConfigError as error:  # the report is there, and the server may be back later
+            print(f"{error}; `python tools/collect.py {config.root} --mlflow {uri}` tries again", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ class Config:
     cache: str | None = None  # models and features; null: the site's, $DILM_CACHE or ~/.cache/dilm
     device: str = "auto"  # auto, cpu, cuda
     threads: int | None = None  # of torch; null: as many as cores
-    tracking: str = "jsonl"  # jsonl alone, or mlflow besides
+    tracking: str = "auto"  # jsonl alone, mlflow besides; auto: mlflow where there is an http(s) server
     tracking_uri: str | None = None  # http(s); null: $MLFLOW_TRACKING_URI
     force: bool = False  # make again what is there
     shard: str | None = None  # the folder of shards that `export` and `audit` read

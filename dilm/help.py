@@ -36,7 +36,7 @@ OWN: dict[str, tuple[str, ...]] = {  # parts of the tree that a command reads, b
     "train": ("stages", "generator", "pretrain", "match", "engine", "checkpoint", "tracking", "tracking_uri"),
     "generate": ("variant", "generator", "generate", "published"),
     "evaluate": ("evaluator", "n_seeds", "learner", "llm", "evaluate", "icl"),
-    "collect": (),
+    "collect": ("tracking", "tracking_uri"),
     "prefetch": ("generator", "learner", "llm"),
     "audit": ("shard", "audit", "learner"),
     "export": ("shard", "to"),

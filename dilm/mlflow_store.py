@@ -1,102 +1,176 @@
-"""Bringing finished runs and cells into an MLflow store: the one writer, so that jobs never share a database."""
+"""Bringing artifacts and cells into an MLflow store: the one writer, so that jobs never share a database.
 
-import json
+A run is known by its tag `dilm.key`. Runs are nested as artifacts are: what a run was made from is its parent, a cell's
+the data sets that it was evaluated on.
+"""
+
+import calendar
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dilm.files import read_json
+from dilm.errors import ConfigError
+from dilm.files import TEMPORARY, read_json
+from dilm.live import KEY, PARENT, WRITER, Point, connect, flat, read_points, run_name, send
 from dilm.results import Row, read_rows
-from dilm.tracking import finished_metrics
+from dilm.tracking import METRICS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-EXPERIMENT = "dilm"
-BATCH = 1_000  # metrics that MLflow takes at once
-PAGE = 1_000  # runs that it gives at once
-LONGEST_PARAM = 500
+PAGE = 1_000  # runs that MLflow gives at once
+LARGEST_FILE = 10_000_000  # bytes; weights are not brought in
+WHOLE = ("dataset", "audit")  # stages whose files all are brought in, besides what tells how others were made
+PARTS = ("method", "dpc", "dataset", "seed", "evaluator", "model", "source_key", "protocol", "pool")  # of a row
+FILES = "dilm.files"  # tag of a run that has its files
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that the store is to have."""
+
+    key: str
+    parent: str  # key
+    name: str
+    stage: str
+    task: str
+    end: int  # in milliseconds
+    seconds: float
+    params: dict[str, Any]
+    points: list[Point]
+    files: tuple[Path, ...] = ()
 
 
 def bring_in(root: Path, uri: str) -> str:
-    """Create an MLflow run for every trained artifact and every done cell that the store lacks; says how many.
+    """Create an MLflow run for every artifact and every done cell that the store lacks; says how many.
 
-    A run is known by its tag `dilm.key`, so bringing in the same root again adds nothing.
+    Bringing in the same root again adds nothing. A run that was cut short, by its job's or an earlier call's end, is
+    replaced; one of something that is not complete below `root` is left alone. Raises ConfigError where the store can't
+    be used.
     """
-    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(EXPERIMENT)
-    experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
-    known = _known_keys(client, experiment)
-    runs = cells = 0
-    for metrics in finished_metrics(root):
-        provenance = read_json(metrics.parent / "provenance.json")
-        if provenance["key"] not in known:
-            _add_artifact(client, experiment, metrics, provenance)
-            runs += 1
-    for row in read_rows(root):
-        if row.status == "done" and row.key not in known:
-            _add_cell(client, experiment, row)
-            cells += 1
-    return f"MLflow at {uri}: {runs} runs and {cells} cells added, {len(known)} known before"
+    try:
+        client, experiment = connect(uri, _beside(uri))
+        wanted = [*_artifacts(root), *_cells(root)]
+        runs = _known(client, experiment, {item.key for item in wanted})
+        before, added = len(runs), [item for item in wanted if item.key not in runs]
+        for item in wanted:
+            if item.key not in runs:
+                runs[item.key] = _add(client, experiment, item, runs)
+            else:
+                _complete(client, runs[item.key], item, runs)
+    except MlflowException as error:
+        raise ConfigError(f"MLflow at {uri}: {' '.join(str(error).split())}") from error
+    cells = sum(item.stage == "evaluate" for item in added)
+    return f"MLflow at {uri}: {len(added) - cells} runs and {cells} cells added, {before} known before"
 
 
-def _known_keys(client: "MlflowClient", experiment: str) -> set[str]:
-    """Keys of complete runs. One that was cut short is deleted, to be added again."""
-    known, cut_short, token = set(), [], None
+def _beside(uri: str) -> str | None:
+    """Where a new database file's artifacts go: beside it, not where the command happens to be run."""
+    scheme, _, path = uri.partition(":///")
+    return (Path(path).resolve().parent / "mlartifacts").as_uri() if scheme == "sqlite" else None
+
+
+def _known(client: "MlflowClient", experiment: str, complete: set[str]) -> "dict[str, Run]":
+    """Finished runs by the key of what is complete; others of these keys, cut short or there twice, are deleted."""
+    known: dict[str, Run] = {}
+    surplus, token = [], None
     while True:
         page = client.search_runs([experiment], max_results=PAGE, page_token=token)
         for run in page:
-            if run.info.status == "FINISHED":
-                known.add(run.data.tags.get("dilm.key", ""))
-            elif run.data.tags.get("dilm.writer") == "collect":
-                cut_short.append(run.info.run_id)
+            key = run.data.tags.get(KEY, "")
+            if key in complete and run.info.status == "FINISHED" and key not in known:
+                known[key] = run
+            elif key in complete:
+                surplus.append(run.info.run_id)
         if not (token := page.token):
             break
-    for run_id in cut_short:  # at the end, since a deletion shifts the pages behind it
+    for run_id in surplus:  # at the end, since a deletion shifts the pages behind it
         client.delete_run(run_id)
     return known
 
 
-def _add_artifact(client: "MlflowClient", experiment: str, metrics: Path, provenance: dict[str, Any]) -> None:
-    folder = metrics.parent
-    stage = str(provenance["science"]["stage"])
-    tags = {"dilm.key": provenance["key"], "dilm.writer": "collect", "stage": stage, "task": folder.parent.name}
-    run = client.create_run(experiment, tags=tags, run_name=f"{folder.parent.name}/{folder.name}").info.run_id
-    for name, value in sorted(_flat(provenance["science"])):
-        client.log_param(run, name, str(value)[:LONGEST_PARAM])
-    points = []
-    for line in metrics.read_text().splitlines():
-        values = json.loads(line)
-        step = values.pop("step")
-        points += [_metric(name, value, step) for name, value in values.items()]
-    for start in range(0, len(points), BATCH):
-        client.log_batch(run, metrics=points[start : start + BATCH])
-    client.set_terminated(run)
+def _add(client: "MlflowClient", experiment: str, item: Wanted, runs: "dict[str, Run]") -> "Run":
+    tags = {KEY: item.key, WRITER: "collect", "stage": item.stage, "task": item.task}
+    if item.parent in runs:
+        tags[PARENT] = runs[item.parent].info.run_id
+    start = item.end - int(1000 * item.seconds)
+    run = client.create_run(experiment, start_time=start, tags=tags, run_name=item.name)
+    send(client, run.info.run_id, item.params, item.points)
+    _add_files(client, run, item)
+    client.set_terminated(run.info.run_id, end_time=item.end)
+    return run
 
 
-def _add_cell(client: "MlflowClient", experiment: str, row: Row) -> None:
-    name = f"{row.task}/{row.method}-dpc{row.dpc}/{row.model}-{row.evaluator}/{row.dataset}-{row.seed}"
-    tags = {"dilm.key": row.key, "dilm.writer": "collect", "stage": "evaluate", "task": row.task}
-    run = client.create_run(experiment, tags=tags, run_name=name).info.run_id
-    parts = ("method", "dpc", "dataset", "seed", "evaluator", "model", "source_key", "protocol", "pool")
-    for part in parts:
-        client.log_param(run, part, getattr(row, part))
-    client.log_batch(run, metrics=[_metric(name, value, 0) for name, value in row.metrics.items()])
-    client.log_metric(run, "value", row.value if row.value is not None else float("nan"))
-    client.set_terminated(run)
+def _complete(client: "MlflowClient", run: "Run", item: Wanted, runs: "dict[str, Run]") -> None:
+    """What a run that was logged live can't have had, and the parent where that was replaced since."""
+    if run.data.tags.get(WRITER) == "live" and FILES not in run.data.tags:
+        _add_files(client, run, item)
+    if item.parent in runs and run.data.tags.get(PARENT) != runs[item.parent].info.run_id:
+        client.set_tag(run.info.run_id, PARENT, runs[item.parent].info.run_id)
 
 
-def _metric(name: str, value: float, step: int) -> Any:
-    from mlflow.entities import Metric
+def _add_files(client: "MlflowClient", run: "Run", item: Wanted) -> None:
+    for path in item.files:
+        client.log_artifact(run.info.run_id, str(path))
+    if item.files:
+        client.set_tag(run.info.run_id, FILES, str(len(item.files)))
 
-    return Metric(name, value, 0, step)
+
+def _artifacts(root: Path) -> Iterator[Wanted]:
+    """All complete artifacts below `root`, each behind what it was made from."""
+    found = {}
+    for path in sorted(root.glob("*/*/provenance.json")):
+        if TEMPORARY not in path.parent.name:
+            item = _artifact(path.parent, read_json(path))
+            found[item.key] = item
+    while found:
+        first = next(key for key, item in found.items() if item.parent not in found)
+        yield found.pop(first)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _artifact(folder: Path, provenance: dict[str, Any]) -> Wanted:
+    science, end = provenance["science"], _timestamp(provenance["time"])
+    stage = str(science["stage"])
+    files = sorted(folder.iterdir()) if stage in WHOLE else [folder / "provenance.json", folder / METRICS_FILE]
+    return Wanted(
+        key=str(provenance["key"]),
+        parent=str(science.get("parent", "")),
+        name=run_name(folder),
+        stage=stage,
+        task=folder.parent.name,
+        end=end,
+        seconds=float(provenance.get("seconds", 0.0)),
+        params=dict(flat(science)),
+        points=read_points(folder / METRICS_FILE, end),
+        files=tuple(path for path in files if path.is_file() and path.stat().st_size <= LARGEST_FILE),
+    )
+
+
+def _cells(root: Path) -> Iterator[Wanted]:
+    return (_cell(row) for row in read_rows(root) if row.status == "done")
+
+
+def _cell(row: Row) -> Wanted:
+    end = _timestamp(row.time)
+    values = row.metrics | ({} if row.value is None else {"value": row.value})
+    return Wanted(
+        key=row.key,
+        parent=row.source_key,
+        name=f"{row.task}/{row.method}-dpc{row.dpc}/{row.model}-{row.evaluator}/{row.dataset}-{row.seed}",
+        stage="evaluate",
+        task=row.task,
+        end=end,
+        seconds=row.seconds,
+        params={part: getattr(row, part) for part in PARTS},
+        points=[Point(name, value, end, 0) for name, value in values.items()],
+    )
+
+
+def _timestamp(text: str) -> int:
+    """Milliseconds since 1970 of a time as rows and provenance have it."""
+    return 1000 * calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))

@@ -1,20 +1,20 @@
-"""What a stage reports while it runs: metrics as JSON lines always, MLflow besides where asked, and progress bars."""
+"""What a stage reports while it runs: metrics as JSON lines and, where there is a server, to MLflow; and progress."""
 
 import json
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from tqdm import tqdm
 
 from dilm import signals
+from dilm.artifacts import Artifact
 from dilm.config import Config
 from dilm.errors import ConfigError
 from dilm.files import TEMPORARY
+from dilm.live import LiveRun, milliseconds, points_of, read_points
 
 METRICS_FILE = "metrics.jsonl"
 LOG_SECONDS = 30.0  # between progress lines where there is no terminal
@@ -64,33 +64,31 @@ def finished_metrics(root: Path, names: str = "*") -> list[Path]:
 
 
 def tracking_uri(config: Config) -> str | None:
-    """The MLflow server for live logging, or None. Raises ConfigError for anything but http(s)."""
-    if config.tracking != "mlflow":
-        return None
+    """The MLflow server for live logging, or None. Raises ConfigError for anything but http(s) that is asked for."""
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith(("http://", "https://")):
+    asked = config.tracking == "mlflow" or (config.tracking == "auto" and config.tracking_uri)
+    if uri.startswith(("http://", "https://")):
+        return None if config.tracking == "jsonl" else uri
+    if asked:
         raise ConfigError(
             f"tracking_uri is {uri!r}; live logging needs an http(s) MLflow server, since jobs must not share a "
             "database file. Set tracking_uri or $MLFLOW_TRACKING_URI, or bring the runs in later with "
             "`python tools/collect.py runs --mlflow sqlite:///mlflow.db`."
         )
-    return uri
+    return None
 
 
 class Tracker:
-    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where asked, to an MLflow run.
+    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where there is a server, to a run on MLflow.
 
     Where not `active`, as on all ranks but the main one, it logs nothing.
     """
 
-    def __init__(self, folder: Path, config: Config, key: str, name: str, active: bool = True) -> None:
+    def __init__(self, folder: Path, config: Config, artifact: Artifact, active: bool = True) -> None:
         uri = tracking_uri(config) if active else None
         self.path = folder / METRICS_FILE if active else Path(os.devnull)
+        self._live = LiveRun(uri, artifact, read_points(self.path, milliseconds())) if uri else None
         self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._client: Any = None
-        self._run_id = ""
-        if uri:
-            self._start_run(uri, config, key, name)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -99,37 +97,14 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
-        self._mlflow("set_terminated", self._run_id, "FAILED" if kind else "FINISHED")
+        if self._live:
+            stopped = isinstance(error, signals.Stopped | KeyboardInterrupt)
+            self._live.end("KILLED" if stopped else "FAILED" if error else "FINISHED")
 
     def log(self, step: int, **metrics: float) -> None:
         """Record metrics at a step."""
-        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        record = {"step": step, **metrics}
+        self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
-        for name, value in metrics.items():
-            self._mlflow("log_metric", self._run_id, name, value, step=step)
-
-    def _start_run(self, uri: str, config: Config, key: str, name: str) -> None:
-        from mlflow import MlflowClient  # heavy, and needed only here
-
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        try:
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name("dilm")
-            experiment = found.experiment_id if found else client.create_experiment("dilm")
-            tags = {"dilm.key": key, "task": config.task.name, "stage": name}
-            self._run_id = client.create_run(
-                experiment, tags=tags, run_name=f"{config.task.name}/{name}-{key}"
-            ).info.run_id
-            self._client = client
-        except Exception as error:  # never fatal: rows and metrics.jsonl are the truth
-            warnings.warn(f"MLflow at {uri} can't be reached ({error}); going on without it.", stacklevel=2)
-
-    def _mlflow(self, call: str, *arguments: Any, **named: Any) -> None:
-        if self._client is None:
-            return
-        try:
-            getattr(self._client, call)(*arguments, **named)
-        except Exception as error:  # never fatal
-            warnings.warn(f"MLflow was lost ({error}); going on without it.", stacklevel=2)
-            self._client = None
+        if self._live:
+            self._live.log(points_of(record, milliseconds()))

@@ -102,7 +102,7 @@ class Matching:
         else:
             self.teacher.start()
         with (
-            Tracker(folder, self.config, self.artifact.key, "match", world.main) as tracker,
+            Tracker(folder, self.config, self.artifact, world.main) as tracker,
             Progress(total, "match", start, world.main) as bar,
         ):
             if not start:

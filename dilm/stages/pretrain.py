@@ -57,7 +57,7 @@ class Pretraining:
         random = np.random.default_rng(derive_seed("pretrain", *self.names))
         batches = skip(plain_batches(len(self.sequences), settings.batch, random), start)
         with (
-            Tracker(folder, self.config, self.artifact.key, "pretrain", world.main) as tracker,
+            Tracker(folder, self.config, self.artifact, world.main) as tracker,
             Progress(settings.steps, "pretrain", start, world.main) as bar,
         ):
             self.generator.model.train()

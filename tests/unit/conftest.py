@@ -1,5 +1,6 @@
 """Fixtures of the unit tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,22 @@ def generator(tiny_cache: Path) -> Generator:
     built = build_generator(folder, GeneratorConfig("tiny"), TASK)
     built.model.eval()
     return built
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store's file with its tables and nothing in them."""
+    from mlflow import MlflowClient  # heavy, and for few tests
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store of this test's own; whatever MLflow writes where the command is run stays with it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -1,61 +1,41 @@
 """Rows and metrics in a real MLflow store: each once, whole, and with every step."""
 
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow_server import Server, history, runs
 
 from dilm import mlflow_store
-from dilm.config import Config, TaskConfig
+from dilm.artifacts import Artifact
+from dilm.errors import ConfigError
 from dilm.files import TEMPORARY, write_json
-from dilm.mlflow_store import LONGEST_PARAM, bring_in
+from dilm.live import LONGEST_PARAM, PARENT, LiveRun, Point
+from dilm.mlflow_store import bring_in
 from dilm.results import Row, rows_folder
-from dilm.tracking import Tracker
 
 ROW = Row(
     key="c0", task="toy", method="dilm", dpc=5, dataset=0, seed=1, evaluator="frozen", model="tiny",
     metric="accuracy_f1", value=81.5, status="done", source_key="s0", protocol="p0", data_hash="d0",
-    metrics={"accuracy": 80.0, "f1": 83.0},
+    metrics={"accuracy": 80.0, "f1": 83.0}, seconds=30.0, time="2026-01-02T03:04:05Z",
 )  # fmt: skip
+END = 1_767_323_045_000  # that time in milliseconds
 SCIENCE = {"stage": "match", "version": 1, "match": {"steps": 20, "optimizer": {"lr": 0.1}}, "long": "x" * 2_000}
+KEYS = {"a0", "s0", "c0", "c1"}
 STEPS = 2_500  # more than MLflow takes at once
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store's file with its tables and nothing in them."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store of this test's own; whatever MLflow writes beside it stays with it."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A trained artifact, a folder of data sets without metrics, two done cells, and a failed one."""
+    """A trained artifact, data sets that were made from it, two done cells of theirs, and a failed one."""
     folder = put_artifact(tmp_path / "runs", "dilm-tiny-a0", "a0")
-    (folder.parent / "dilm-dpc5-s0").mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    shards = folder.parent / "dilm-dpc5-s0"
+    put_provenance(shards, "s0", stage="dataset", parent="a0", dpc=5)
+    (shards / "shard-0.h5").write_bytes(b"texts")
     put_rows(
         tmp_path / "runs", ROW, replace(ROW, key="c1", seed=2), replace(ROW, key="c2", status="failed", value=None)
     )
@@ -67,8 +47,13 @@ def put_artifact(root: Path, name: str, key: str, steps: int = 3) -> Path:
     folder.mkdir(parents=True)
     lines = [json.dumps({"step": step, "loss": step / 2, "gradient_norm": 1.0}) + "\n" for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("".join([*lines, json.dumps({"step": steps, "valid_nll": 2.5}) + "\n"]))
-    write_json(folder / "provenance.json", {"key": key, "science": SCIENCE})
+    put_provenance(folder, key, **SCIENCE)
     return folder
+
+
+def put_provenance(folder: Path, key: str, **science: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "provenance.json", {"key": key, "science": science, "seconds": 60, "time": ROW.time})
 
 
 def put_rows(root: Path, *rows: Row) -> None:
@@ -77,24 +62,10 @@ def put_rows(root: Path, *rows: Row) -> None:
         stream.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
-def runs(uri: str) -> dict[str, Run]:
-    """The store's runs by key."""
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("dilm")
-    found = client.search_runs([experiment.experiment_id])
-    by_key = {run.data.tags["dilm.key"]: run for run in found}
-    assert len(by_key) == len(found), "a key twice"
-    return by_key
-
-
-def history(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run.info.run_id, name)]
-
-
 def test_every_artifact_and_every_done_cell_becomes_a_run(root: Path, uri: str) -> None:
-    assert bring_in(root, uri) == f"MLflow at {uri}: 1 runs and 2 cells added, 0 known before"
+    assert bring_in(root, uri) == f"MLflow at {uri}: 2 runs and 2 cells added, 0 known before"
     found = runs(uri)
-    assert set(found) == {"a0", "c0", "c1"}
+    assert set(found) == KEYS
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 
@@ -130,15 +101,15 @@ def test_a_cell_has_its_metrics_parameters_and_tags(root: Path, uri: str) -> Non
 def test_bringing_in_again_adds_nothing(root: Path, uri: str) -> None:
     bring_in(root, uri)
     before = {key: run.info.run_id for key, run in runs(uri).items()}
-    assert bring_in(root, uri).endswith("0 runs and 0 cells added, 3 known before")
+    assert bring_in(root, uri).endswith("0 runs and 0 cells added, 4 known before")
     assert {key: run.info.run_id for key, run in runs(uri).items()} == before
 
 
 def test_only_what_is_new_is_added(root: Path, uri: str) -> None:
     bring_in(root, uri)
     put_rows(root, replace(ROW, key="c2"), replace(ROW, key="c3"))
-    assert bring_in(root, uri).endswith("0 runs and 2 cells added, 3 known before")
-    assert set(runs(uri)) == {"a0", "c0", "c1", "c2", "c3"}
+    assert bring_in(root, uri).endswith("0 runs and 2 cells added, 4 known before")
+    assert set(runs(uri)) == KEYS | {"c2", "c3"}
 
 
 def test_training_that_is_under_way_is_left_out(root: Path, uri: str) -> None:
@@ -146,27 +117,64 @@ def test_training_that_is_under_way_is_left_out(root: Path, uri: str) -> None:
     under_way.mkdir()
     (under_way / "metrics.jsonl").write_text('{"step": 1, "lo')
     bring_in(root, uri)
-    assert set(runs(uri)) == {"a0", "c0", "c1"}
+    assert set(runs(uri)) == KEYS
 
 
 def test_a_root_without_anything_is_no_error(tmp_path: Path, uri: str) -> None:
     assert bring_in(tmp_path / "runs", uri).endswith("0 runs and 0 cells added, 0 known before")
 
 
-def test_a_run_that_was_cut_short_is_replaced(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector dies between the metrics of a cell and its end."""
+def test_runs_are_nested_as_they_were_made(root: Path, uri: str) -> None:
+    bring_in(root, uri)
+    found = runs(uri)
+    key_of = {run.info.run_id: key for key, run in found.items()} | {"": ""}
+    parents = {key: key_of[run.data.tags.get(PARENT, "")] for key, run in found.items()}
+    assert parents == {"a0": "", "s0": "a0", "c0": "s0", "c1": "s0"}
 
-    def die(*arguments: object, **named: object) -> None:
-        raise KeyboardInterrupt
 
+def test_a_run_has_the_time_that_its_work_took(root: Path, uri: str) -> None:
+    bring_in(root, uri)
+    found = runs(uri)
+    assert (found["a0"].info.start_time, found["a0"].info.end_time) == (END - 60_000, END)
+    assert (found["c0"].info.start_time, found["c0"].info.end_time) == (END - 30_000, END)
+
+
+def test_runs_have_their_files_but_no_weights(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_store, "LARGEST_FILE", 5_000)
+    (root / "toy" / "dilm-dpc5-s0" / "shard-1.h5").write_bytes(b"x" * 5_001)
+    bring_in(root, uri)
+    client, found = MlflowClient(uri), runs(uri)
+    held = {key: [item.path for item in client.list_artifacts(run.info.run_id)] for key, run in found.items()}
+    expected = {"a0": ["metrics.jsonl", "provenance.json"], "s0": ["provenance.json", "shard-0.h5"], "c0": [], "c1": []}
+    assert held == expected
+
+
+def test_files_stand_beside_the_store_wherever_the_command_is_run(
+    root: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    bring_in(root, uri)
+    assert list(elsewhere.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "mlartifacts", "mlflow.db", "runs"]
+
+
+def die(*arguments: object, **named: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("call", ["log_batch", "log_artifact", "set_tag", "set_terminated"])
+def test_a_run_that_was_cut_short_is_replaced(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The collector dies on the way."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MlflowClient, "log_metric", die)
+        patch.setattr(MlflowClient, call, die)
         bring_in(root, uri)
-    left = {key: run.info.status for key, run in runs(uri).items()}
-    assert left == {"a0": "FINISHED", "c0": "RUNNING"}
-    assert bring_in(root, uri).endswith("0 runs and 2 cells added, 1 known before")
-    assert {key: run.info.status for key, run in runs(uri).items()} == dict.fromkeys(("a0", "c0", "c1"), "FINISHED")
-    assert runs(uri)["c0"].data.metrics["value"] == 81.5
+    assert [run.info.status for run in runs(uri).values()] == ["RUNNING"]
+    assert bring_in(root, uri).endswith("2 runs and 2 cells added, 0 known before")
+    found = runs(uri)
+    assert {key: run.info.status for key, run in found.items()} == dict.fromkeys(KEYS, "FINISHED")
+    assert found["c0"].data.metrics["value"] == 81.5
 
 
 def test_runs_cut_short_among_many_do_not_hide_others(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +182,20 @@ def test_runs_cut_short_among_many_do_not_hide_others(root: Path, uri: str, monk
     monkeypatch.setattr(mlflow_store, "PAGE", 2)
     put_rows(root, *(replace(ROW, key=f"d{number}") for number in range(6)))
     bring_in(root, uri)
-    client = MlflowClient(uri)
-    newest = sorted(runs(uri).values(), key=lambda run: run.info.start_time)[-2:]
-    for run in newest:
-        client.update_run(run.info.run_id, status="RUNNING")
-    assert bring_in(root, uri).endswith("0 runs and 2 cells added, 7 known before")
-    assert len(runs(uri)) == 9
+    client, found = MlflowClient(uri), runs(uri)
+    for key in ("d1", "d4"):
+        client.update_run(found[key].info.run_id, status="RUNNING")
+    assert bring_in(root, uri).endswith("0 runs and 2 cells added, 8 known before")
+    assert len(runs(uri)) == 10
+
+
+def test_what_two_collectors_have_brought_in_at_once_stays_once(root: Path, uri: str) -> None:
+    bring_in(root, uri)
+    client, run = MlflowClient(uri), runs(uri)["c0"]
+    twin = client.create_run(run.info.experiment_id, tags={"dilm.key": "c0"}).info.run_id
+    client.set_terminated(twin)
+    assert bring_in(root, uri).endswith("0 runs and 0 cells added, 4 known before")
+    assert set(runs(uri)) == KEYS
 
 
 def test_a_run_that_another_program_has_under_way_is_left_alone(root: Path, uri: str) -> None:
@@ -191,75 +207,54 @@ def test_a_run_that_another_program_has_under_way_is_left_alone(root: Path, uri:
     assert client.get_run(live).info.lifecycle_stage == "active"
 
 
-def test_nothing_is_written_beside_the_store(root: Path, uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_a_live_run_that_lost_its_server_is_replaced_and_its_cells_stay_below_it(
+    root: Path, uri: str, status: str
+) -> None:
     bring_in(root, uri)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "runs"]
+    client, before = MlflowClient(uri), runs(uri)["a0"].info.run_id
+    client.update_run(before, status=status)
+    assert bring_in(root, uri).endswith("1 runs and 0 cells added, 3 known before")
+    found = runs(uri)
+    assert found["a0"].info.run_id != before
+    assert found["s0"].data.tags[PARENT] == found["a0"].info.run_id
 
 
-# A real server
+def test_a_run_that_was_logged_live_gets_its_files(root: Path, uri: str) -> None:
+    run = LiveRun(uri, Artifact(root / "toy" / "dilm-tiny-a0", "a0", SCIENCE, ""))
+    run.log([Point("loss", 0.5, END, 1)])
+    run.end("FINISHED")
+    assert bring_in(root, uri).endswith("1 runs and 2 cells added, 1 known before")
+    found = runs(uri)["a0"]
+    assert history(uri, found, "loss") == [(1, 0.5)]  # as it was
+    assert {item.path for item in MlflowClient(uri).list_artifacts(found.info.run_id)} == {
+        "metrics.jsonl",
+        "provenance.json",
+    }
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    command += ["--default-artifact-root", str(tmp_path / "artifacts")]
-    with open(tmp_path / "server.log", "wb") as log:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", process, tmp_path / "server.log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_until_healthy(uri: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "gopher://127.0.0.1", "file:mlruns"])
+def test_a_store_that_cannot_be_used_is_one_line(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=f"^MLflow at {uri}: .") as caught:
+        bring_in(root, uri)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
-def test_live_logging_to_a_server_and_bringing_in_what_it_has_not(root: Path, server: str) -> None:
-    config = Config(task=TaskConfig(name="toy"), tracking="mlflow", tracking_uri=server)
-    live: dict[str, Any] = {"key": "b0", "name": "match"}
-    folder = root / "toy" / "dilm-tiny-b0"
+def test_files_go_through_a_real_server(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "server"
     folder.mkdir()
-    with Tracker(folder, config, **live) as tracker:
-        tracker.log(1, loss=0.5)
-        tracker.log(2, loss=0.25, gradient_norm=3.0)
-    write_json(folder / "provenance.json", {"key": "b0", "science": SCIENCE})
-    with pytest.raises(ValueError), Tracker(folder, config, "b1", "match"):
-        raise ValueError
-
-    found = runs(server)
-    assert {key: run.info.status for key, run in found.items()} == {"b0": "FINISHED", "b1": "FAILED"}
-    assert history(server, found["b0"], "loss") == [(1, 0.5), (2, 0.25)]
-    assert found["b0"].info.run_name == "toy/match-b0"
-    assert (folder / "metrics.jsonl").read_text().count("\n") == 2
-
-    assert bring_in(root, server).endswith("1 runs and 2 cells added, 1 known before")
-    assert set(runs(server)) == {"a0", "b0", "b1", "c0", "c1"}
+    server = Server(folder)
+    try:
+        assert bring_in(root, server.uri).endswith("2 runs and 2 cells added, 0 known before")
+        assert bring_in(root, server.uri).endswith("0 runs and 0 cells added, 4 known before")
+        found = runs(server.uri)
+        assert set(found) == KEYS
+        client = MlflowClient(server.uri)
+        held = client.download_artifacts(found["s0"].info.run_id, "shard-0.h5", str(tmp_path))
+        assert Path(held).read_bytes() == b"texts"
+        assert [path.name for path in folder.rglob("shard-0.h5")] == ["shard-0.h5"]
+    finally:
+        server.kill()

@@ -1,0 +1,218 @@
+"""Live runs: what MLflow holds in the end, whatever happens to the server on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_server import Server, history, runs
+
+from dilm.artifacts import Artifact
+from dilm.live import PARENT, LiveRun, Point, connect
+from dilm.mlflow_store import bring_in
+from dilm.tracking import METRICS_FILE
+
+SCIENCE = {"stage": "match", "parent": "p0", "match": {"steps": 20, "optimizer": {"lr": 0.1}}}
+POINTS = [Point("loss", 1 / step, 1_000 * step, step) for step in range(1, 2_501)]  # more than MLflow takes at once
+EXPECTED = [(point.step, point.value) for point in POINTS]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"INTERVAL": 0.01, "LONGEST_PAUSE": 0.02}.items():
+        monkeypatch.setattr(f"dilm.live.{name}", value)
+
+
+def artifact(key: str = "a0", **science: Any) -> Artifact:
+    return Artifact(Path(f"runs/toy/dilm-tiny-{key}"), key, SCIENCE | science, "python -m dilm.train")
+
+
+def whole(uri: str, **named: Any) -> None:
+    run = LiveRun(uri, artifact(**named))
+    run.log(POINTS)
+    run.end("FINISHED")
+
+
+def losing(monkeypatch: pytest.MonkeyPatch, name: str, times: int, does_it: bool) -> None:
+    """Have the first calls of a client's method fail, before it or behind it."""
+    real: Callable[..., Any] = getattr(MlflowClient, name)
+    left = [times]
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        lost = left[0] > 0
+        left[0] -= 1
+        if lost and not does_it:
+            raise ConnectionError("away")
+        done = real(*arguments, **named)
+        if lost:
+            raise ConnectionError("the answer is lost")
+        return done
+
+    monkeypatch.setattr(MlflowClient, name, call)
+
+
+def test_a_run_has_its_points_parameters_tags_and_parent(uri: str) -> None:
+    whole(uri, key="p0", parent="none", stage="pretrain")
+    whole(uri)
+    found = runs(uri)
+    run = found["a0"]
+    assert history(uri, run, "loss") == EXPECTED
+    assert run.data.params["match.optimizer.lr"] == "0.1"
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "toy/dilm-tiny-a0")
+    assert (run.data.tags["stage"], run.data.tags["task"]) == ("match", "toy")
+    assert run.data.tags[PARENT] == found["p0"].info.run_id and PARENT not in found["p0"].data.tags
+
+
+def test_the_experiment_may_be_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
+    whole(uri)
+    assert [found.name for found in MlflowClient(uri).search_experiments() if found.name != "Default"] == ["ours"]
+
+
+def test_points_are_there_while_the_stage_goes_on(uri: str) -> None:
+    run = LiveRun(uri, artifact())
+    for part in (POINTS[:10], POINTS[10:20]):
+        run.log(part)
+        deadline = time.monotonic() + 60
+        while not (found := _tried(uri)) or len(found) < part[-1].step:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    run.end("FINISHED")
+    assert history(uri, runs(uri)["a0"], "loss") == EXPECTED[:20]
+
+
+def _tried(uri: str) -> list[tuple[int, float]]:
+    experiment = MlflowClient(uri).get_experiment_by_name("dilm")
+    return history(uri, runs(uri)["a0"], "loss") if experiment and "a0" in runs(uri) else []
+
+
+def test_an_attempt_takes_the_place_of_those_before(uri: str) -> None:
+    """A job that was killed has left its run under way; the next one goes on from a checkpoint."""
+    client, experiment = connect(uri)
+    client.create_run(experiment, tags={"dilm.key": "a0"})
+    client.create_run(experiment, tags={"dilm.key": "another"})
+    run = LiveRun(uri, artifact(), earlier=POINTS[:5])
+    run.log(POINTS[5:])
+    run.end("FINISHED")
+    found = runs(uri)
+    assert set(found) == {"a0", "another"}
+    assert history(uri, found["a0"], "loss") == EXPECTED
+
+
+@pytest.mark.parametrize("does_it", [False, True])
+@pytest.mark.parametrize("call", ["create_experiment", "create_run", "log_batch", "set_terminated", "delete_run"])
+def test_a_lost_call_or_a_lost_answer_loses_nothing_and_doubles_nothing(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str, does_it: bool
+) -> None:
+    if call == "delete_run":
+        LiveRun(uri, artifact()).end("FAILED")
+    losing(monkeypatch, call, 3, does_it)
+    whole(uri)
+    (run,) = runs(uri).values()
+    assert history(uri, run, "loss") == EXPECTED
+    assert run.info.status == "FINISHED"
+    assert capsys.readouterr().err.count("can't be reached") == 1
+
+
+def test_a_server_that_never_answers_is_told_once_and_costs_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dilm.live.PATIENCE", 2.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    began = time.monotonic()
+    run = LiveRun("http://127.0.0.1:9", artifact())  # the port that discards
+    run.log(POINTS)
+    assert time.monotonic() - began < 1  # nothing waits for it
+    run.end("FINISHED")
+    assert time.monotonic() - began < 10
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == (
+        "MLflow at http://127.0.0.1:9 has not taken all of toy/dilm-tiny-a0; later, "
+        "`python tools/collect.py runs --mlflow http://127.0.0.1:9` brings it in"
+    )
+    assert [line[:38] for line in told[:-1]] in ([], ["MLflow at http://127.0.0.1:9 can't be "])
+
+
+def test_a_server_that_hangs_holds_nobody_up(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    released, real = threading.Event(), MlflowClient.log_batch
+
+    def hang(*arguments: Any, **named: Any) -> Any:
+        released.wait(60)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", hang)
+    run = LiveRun(uri, artifact())
+    began = time.monotonic()
+    for point in POINTS:
+        run.log([point])
+    assert time.monotonic() - began < 1
+    released.set()
+    run.end("FINISHED")
+    assert history(uri, runs(uri)["a0"], "loss") == EXPECTED
+
+
+# Real jobs and a real server
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_eight_jobs_a_killed_server_and_a_killed_job(tmp_path: Path, server: Server) -> None:
+    """Every step that any job has logged is on the server in the end, once."""
+    root = tmp_path / "runs"
+    base = ["experiment=tiny", "stages=[pretrain]", "threads=1", f"root={root}", f"cache={tmp_path / 'cache'}"]
+    base += ["pretrain.steps=4000", "pretrain.log_every=1", "checkpoint.steps=500", "device=cpu"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "OMP_NUM_THREADS": "1"}
+
+    def start(seed: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dilm.train", *base, f"seed={seed}"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def wait_for(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    prefetch = [sys.executable, "-m", "dilm.prefetch", *(key for key in base if key.startswith(("exp", "cache")))]
+    subprocess.run(prefetch, check=True, capture_output=True)
+    jobs = [start(seed) for seed in range(8)]
+    try:
+        wait_for(lambda: len(list(root.glob("*/*.state/*"))) >= 3)  # checkpoints
+        server.kill()
+        jobs[0].send_signal(signal.SIGKILL)
+        jobs[0].wait()
+        time.sleep(10)
+        jobs[0] = start(0)
+        server.start()
+        told = [job.communicate(timeout=600)[1].decode() for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert [job.returncode for job in jobs] == [0] * 8, told
+    assert not any("has not taken all" in text for text in told), told
+
+    found = runs(server.uri)
+    finished = sorted(root.glob(f"*/lm-*/{METRICS_FILE}"))
+    assert len(found) == len(finished) == 8
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    for metrics in finished:
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        run = found[json.loads((metrics.parent / "provenance.json").read_text())["key"]]
+        for name in ("loss", "gradient_norm", "valid_nll"):
+            assert history(server.uri, run, name) == [(line["step"], line[name]) for line in lines if name in line]
+    assert bring_in(root, server.uri).endswith("0 runs and 0 cells added, 8 known before")
