@@ -242,6 +242,7 @@ class EngineConfig:
     deepspeed: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's own JSON keys
     accumulate: int = 1  # parts that a step's batch is cut into, to save memory
     gradient_checkpointing: bool = False  # layers are computed again in the backward pass, to save memory
+    compile: bool = False  # the generator's forward and backward pass by torch.compile
 
 
 @dataclass

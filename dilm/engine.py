@@ -153,6 +153,8 @@ def check_engine(config: Config, world: World) -> None:
         return
     if config.precision == "bf16" and not config.engine.deepspeed.get("zero_optimization", {}).get("stage"):
         raise ConfigError("DeepSpeed's stage 0 keeps no fp32 master weights; set engine=zero1 or precision=fp32.")
+    if config.engine.compile and config.engine.deepspeed.get("zero_optimization", {}).get("stage") == 3:
+        raise ConfigError("engine.compile is true, and stage 3 gathers weights inside the model; set engine=zero2.")
     _check_shares(config, world)
     check_zero(config.engine.deepspeed.get("zero_optimization", {}))
 

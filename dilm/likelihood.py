@@ -28,16 +28,19 @@ TOKENS_PER_CHUNK = 1024  # whose logits are made at a time: each takes some ten 
 
 
 class TextNLL(nn.Module):
-    """Summed NLL of padded texts, as a module that an engine can hold."""
+    """Summed NLL of padded texts, as a module that an engine can hold; `compiled`: its hidden layers by torch.compile."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
+        # Beside the model, which writes texts uncompiled. Lengths differ from batch to batch.
+        self._compiled = torch.compile(model.base_model.forward, dynamic=True) if compiled else None
         self.head = ChunkedHead(model.get_output_embeddings())
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor, given: int) -> Tensor:
         """NLL in nats of each row's tokens after the first `given`, summed: sums_B."""
-        found = self.model.base_model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+        layers = self._compiled or self.model.base_model
+        found = layers(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
         hidden_BLD = found.last_hidden_state
         targets_BL = mask_BL[:, given:].bool()
         nll_N = self.head(hidden_BLD[:, given - 1 : -1][targets_BL], ids_BL[:, given:][targets_BL])
@@ -129,7 +132,7 @@ def build_likelihood(
     """The engine that trains a generator through the likelihood of texts; `universal` as for `build_engine`."""
     if config.engine.gradient_checkpointing:
         generator.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = TextNLL(generator.model)
+    module = TextNLL(generator.model, config.engine.compile)
     return build_engine(module, config.engine, optimizer, steps, config.precision, world, generator.device, universal)
 
 

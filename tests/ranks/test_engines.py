@@ -86,6 +86,12 @@ def test_saving_memory_changes_nothing(runs: Runs, key: str) -> None:
     compare(runs(1, "engine=torch", key), runs.reference, 2e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "ranks"), [("torch", 1), ("zero2", 2)])
+def test_a_compiled_generator_learns_the_same(runs: Runs, engine: str, ranks: int) -> None:
+    compare(runs(ranks, f"engine={engine}", "engine.compile=true"), runs.reference, 1e-3)
+
+
 @pytest.mark.parametrize(
     ("stage", "ranks"), [(2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 2), (3, 2), (3, 3)))]
 )

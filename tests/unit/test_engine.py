@@ -66,6 +66,7 @@ def test_auto_is_torch_for_one_process_on_a_cpu() -> None:
         (["engine=zero1", "pretrain.batch=3"], 4, r"pretrain\.batch is 3, fewer than ranks x engine\.accumulate = 4"),
         (["engine=zero1", "engine.accumulate=8"], 2, r"match\.synthetic_dpc is 8, fewer than .* = 16"),
         (["engine=zero2", "++engine.deepspeed.zero_optimization.stages=2"], 1, r"zero_optimization\.stages is unknown"),
+        (["engine=zero3", "engine.compile=true"], 1, r"engine\.compile is true, and stage 3 gathers .* engine=zero2"),
     ],
 )
 def test_an_engine_that_cannot_work_is_refused(

@@ -128,6 +128,7 @@ def test_a_scientific_key_changes_what_it_determines(key: str, value: object, ex
         ("engine__deepspeed", {"zero_optimization": {"stage": 3}}),
         ("engine__accumulate", 7),
         ("engine__gradient_checkpointing", True),
+        ("engine__compile", True),
         ("checkpoint__steps", 7),
         ("checkpoint__minutes", None),
         ("generator__name", "another name"),
