@@ -28,7 +28,7 @@ TOKENS_PER_CHUNK = 1024  # whose logits are made at a time: each takes some ten 
 
 
 class TextNLL(nn.Module):
-    """Summed NLL of padded texts, as a module that an engine can hold; `compiled`: its hidden layers by torch.compile."""
+    """Summed NLL of padded texts, as a module that an engine can hold; `compiled`: its layers by torch.compile."""
 
     def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
         super().__init__()
