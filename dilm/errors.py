@@ -56,6 +56,10 @@ class DiskFullError(DilmError):
     """No space is left; nothing stands half-written under a final name."""
 
 
+class PlaceError(DilmError):
+    """A file or folder that may not be read or written."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """End of an error message: the nearest known names, then all of them."""
     known = sorted(known)

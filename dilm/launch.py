@@ -21,7 +21,7 @@ from dilm.compose import attach, checked, with_fallback, with_sweep
 from dilm.config import CONF_FOLDER, Config
 from dilm.errors import DilmError, MissingArtifactError
 from dilm.jobs import DONE, Call
-from dilm.runner import Ending, Recorder, as_line
+from dilm.runner import Ending, Recorder, as_line, user_error
 
 Run = Callable[[Config], str | None]  # of a command; what it returns is its outcome in a line
 
@@ -83,11 +83,12 @@ def _run_job(
         told = run(config) or ""
         folders = () if command == "evaluate" else tuple(name for names in made.values() for name in names)
         runs.append(Ran(config, keys, folders, told))
-    except DilmError as caught:
-        error: DilmError = caught
-        if isinstance(caught, MissingArtifactError):
+    except Exception as caught:
+        if (error := user_error(caught)) is None:
+            raise
+        if isinstance(error, MissingArtifactError):
             # Those that leave out what makes it would lead here again.
-            error = caught.with_keys(
+            error = error.with_keys(
                 " ".join(key for key in keys if not key.startswith(("stages=", "match.trajectory=")))
             )
         if hydra_config.mode == RunMode.MULTIRUN:

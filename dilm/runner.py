@@ -4,6 +4,7 @@ Exit status: 0 done, 1 a bug (with its traceback), 2 something that the user can
 queued again, 130 interrupted. Torch-free: the commands load what they need.
 """
 
+import errno
 import importlib
 import logging
 import os
@@ -23,17 +24,19 @@ from dilm import jobs, signals, slurm
 from dilm.claims import job_id, restarts
 from dilm.compose import Composer, one_line
 from dilm.config import Config
-from dilm.errors import ConfigError, DilmError, DiskFullError, SlurmError
+from dilm.errors import ConfigError, DilmError, DiskFullError, PlaceError, SlurmError
 from dilm.files import is_disk_full
 from dilm.jobs import Call
 from dilm.signals import Stopped
 
 BUG, USER_ERROR, STOPPED, INTERRUPTED, READER_GONE = 1, 2, 75, 130, 141
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 ENVIRONMENT = {
     # Libraries that would report every model they load, or every device they don't find.
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "DS_LOG_LEVEL": "error",
     # Threads that wait spin for some microseconds, not for milliseconds: where cores are contended that takes five
     # times as long as one thread. Not spinning at all costs a quarter where they are free.
@@ -126,6 +129,8 @@ def user_error(error: BaseException) -> DilmError | None:
     if isinstance(error, OSError) and is_disk_full(error):  # of Hydra's own files; ours name theirs
         name = error.filename or "the disk"
         return DiskFullError(f"{name}: no space is left on the device; free some and run again.")
+    if isinstance(error, OSError) and error.filename and error.errno in NOT_ALLOWED:
+        return PlaceError(f"{error.filename}: {error.strerror}; mend its permissions, or name another place.")
     return None
 
 

@@ -88,6 +88,8 @@ def test_a_signal_ends_a_training_in_good_order(
 def test_what_the_user_can_mend_is_told_apart_from_bugs() -> None:
     assert isinstance(user_error(ConfigError("x")), ConfigError)
     assert isinstance(user_error(OSError(28, "No space left on device", "f")), DilmError)
+    denied = user_error(PermissionError(13, "Permission denied", "/others/runs"))
+    assert str(denied) == "/others/runs: Permission denied; mend its permissions, or name another place."
     assert user_error(OSError(2, "No such file")) is None
     assert user_error(ValueError("x")) is None
 
