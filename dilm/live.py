@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KEY, WRITER, PARENT = "dilm.key", "dilm.writer", "mlflow.parentRunId"  # tags of a run
-POINTS_AT_ONCE, PARAMS_AT_ONCE = 1_000, 100  # that MLflow takes
-LONGEST_PARAM = 500
+POINTS_AT_ONCE = 1_000
+LONGEST_PARAM = 6_000  # that MLflow takes
 INTERVAL, LONGEST_PAUSE = 2.0, 30.0  # seconds between deliveries, and at most between attempts at one
-PATIENCE = 20.0  # seconds that the end of a stage waits for the server
-REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # it is tried again here
+PATIENCE, NO_PATIENCE = 20.0, 2.0  # seconds that the end of a stage waits for the server; where it was stopped
+QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+# It is tried again here, where a run that was made twice is noticed.
+ONCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 class Point(NamedTuple):
@@ -65,13 +67,17 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def set_environment(values: dict[str, str]) -> None:
+    """Settings that MLflow reads from the environment alone, where the user has none. For the main thread."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(uri: str, artifacts: str | None = None) -> "tuple[MlflowClient, str]":
     """A client, and the experiment's id. It is `dilm` or $MLFLOW_EXPERIMENT_NAME, and made where it is missing."""
     from mlflow import MlflowClient  # heavy, and needed only here
     from mlflow.exceptions import MlflowException
 
-    for name, value in REQUESTS.items():
-        os.environ.setdefault(name, value)
     client, name = MlflowClient(uri), os.environ.get("MLFLOW_EXPERIMENT_NAME") or "dilm"
     if found := client.get_experiment_by_name(name):
         return client, found.experiment_id
@@ -89,15 +95,11 @@ def runs_of(client: "MlflowClient", experiment: str, key: str) -> "Sequence[Run]
 
 
 def send(client: "MlflowClient", run: str, params: dict[str, Any], points: Sequence[Point]) -> None:
-    """Log parameters and points, in as many parts as MLflow needs."""
+    """Log parameters and points, and wait until MLflow has them."""
     from mlflow.entities import Metric, Param
 
-    named = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in sorted(params.items())]
-    metrics = [Metric(*point) for point in points]
-    for start in range(0, len(named), PARAMS_AT_ONCE):
-        client.log_batch(run, params=named[start : start + PARAMS_AT_ONCE])
-    for start in range(0, len(metrics), POINTS_AT_ONCE):
-        client.log_batch(run, metrics=metrics[start : start + POINTS_AT_ONCE])
+    named = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in params.items()]
+    client.log_batch(run, [Metric(*point) for point in points], named, synchronous=True)
 
 
 def run_name(folder: Path) -> str:
@@ -109,9 +111,12 @@ class LiveRun:
     """Sends an artifact's points to a server from a thread of its own, and goes on trying while the server is away."""
 
     def __init__(self, uri: str, artifact: Artifact, earlier: Sequence[Point] = ()) -> None:
+        set_environment(QUIET | ONCE)
         self.uri, self.artifact = uri, artifact
-        self._waiting = deque(earlier)
-        self._closing, self._status, self._told = Event(), "", False
+        self._waiting, self._params = deque(earlier), dict(flat(artifact.science))
+        self._began, self._run, self._status = milliseconds(), "", ""
+        self._closing, self._given_up = Event(), Event()
+        self._told = self._done = False
         self._thread = Thread(target=self._serve, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -123,8 +128,9 @@ class LiveRun:
         """Have the rest sent and the run ended as FINISHED, FAILED or KILLED; waits for that, but not for long."""
         self._status = status
         self._closing.set()
-        self._thread.join(PATIENCE)
-        if self._thread.is_alive():
+        self._thread.join(PATIENCE if status == "FINISHED" else NO_PATIENCE)
+        self._given_up.set()  # from now on the run is `bring_in`'s
+        if not self._done and status == "FINISHED":
             folder = self.artifact.folder
             _say(
                 f"MLflow at {self.uri} has not taken all of {run_name(folder)}; later, "
@@ -133,47 +139,52 @@ class LiveRun:
 
     def _serve(self) -> None:
         """The thread: begin the run, deliver what is waiting now and then, and end it."""
-        begun: tuple[MlflowClient, str] | None = None
-        pause = 0.0
-        while True:
+        client, experiment, pause = None, "", 0.0
+        while not self._given_up.is_set():
             closing = self._closing.wait(pause)
             try:
-                begun = begun or self._begin()
-                self._deliver(*begun)
+                if client is None:
+                    client, experiment = connect(self.uri)
+                if not self._run:
+                    self._run = self._create(client, experiment)
+                self._deliver(client)
                 if closing:
-                    client, run = begun
-                    client.set_terminated(run, self._status)
+                    client.set_terminated(self._run, self._status)
+                    self._done = True
                     return
                 pause = INTERVAL
             except Exception as error:  # never fatal: rows and metrics.jsonl are the truth
                 self._tell(error)
+                if "active' state" in str(error):  # as MLflow says of a run that was deleted
+                    return
                 pause = min(max(2 * pause, INTERVAL), LONGEST_PAUSE)
                 if closing:
-                    time.sleep(INTERVAL / 4)
+                    self._given_up.wait(INTERVAL / 4)
 
-    def _begin(self) -> "tuple[MlflowClient, str]":
+    def _create(self, client: "MlflowClient", experiment: str) -> str:
         """A new run in the place of those that earlier attempts at this artifact have left."""
-        client, experiment = connect(self.uri)
         for left in runs_of(client, experiment, self.artifact.key):
             client.delete_run(left.info.run_id)
         science, folder = self.artifact.science, self.artifact.folder
         tags = {KEY: self.artifact.key, WRITER: "live", "stage": str(science["stage"]), "task": folder.parent.name}
         for parent in runs_of(client, experiment, science.get("parent", "none"))[:1]:
             tags[PARENT] = parent.info.run_id
-        run = client.create_run(experiment, tags=tags, run_name=run_name(folder)).info.run_id
-        send(client, run, dict(flat(science)), ())
-        return client, run
+        return client.create_run(experiment, self._began, tags, run_name(folder)).info.run_id
 
-    def _deliver(self, client: "MlflowClient", run: str) -> None:
+    def _deliver(self, client: "MlflowClient") -> None:
+        """Send what is waiting; only what the server has taken waits no longer."""
+        if self._params:
+            send(client, self._run, self._params, ())
+            self._params = {}
         while some := list(islice(self._waiting, POINTS_AT_ONCE)):
-            send(client, run, {}, some)
-            for _ in some:  # only now: what the server has not taken is sent again
+            send(client, self._run, {}, some)
+            for _ in some:
                 self._waiting.popleft()
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
             self._told = True
-            _say(f"MLflow at {self.uri} can't be reached; going on, and trying again: {' '.join(str(error).split())}")
+            _say(f"MLflow at {self.uri} did not answer as it should; going on without: {' '.join(str(error).split())}")
 
 
 def _say(line: str) -> None:

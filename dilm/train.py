@@ -2,10 +2,12 @@
 
 from dilm.config import Config
 from dilm.launch import main
+from dilm.tracking import tracking_uri
 
 
 def run(config: Config) -> None:
     """Run the configured stages in order; what is there already is found."""
+    tracking_uri(config)  # a wrong one is told before anything is loaded
     from dilm.engine import check_engine  # torch, which --help and a typo need not wait for
     from dilm.stages import learners, match, pretrain
     from dilm.world import joined

@@ -24,6 +24,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--mlflow", metavar="URI", help="also bring runs and cells into this MLflow store")
     options = parser.parse_args(arguments)
     if not rows_folder(options.root).is_dir():
+        if options.mlflow and options.root.is_dir():  # trained, and nothing evaluated yet
+            _to_mlflow(options.root, options.mlflow)
+            return
         raise MissingArtifactError(str(rows_folder(options.root)), "python -m dilm.evaluate", f"root={options.root}")
     from dilm.stages.collect import run  # pandas and matplotlib, which --help and a typo need not wait for
 
@@ -33,9 +36,13 @@ def main(arguments: list[str]) -> None:
         console.print(_printed(table))
     console.print(f"report: {options.out / 'index.html'}; beside it tables.md|tex, results.csv|parquet, plots/")
     if options.mlflow:
-        from dilm.mlflow_store import bring_in
+        _to_mlflow(options.root, options.mlflow)
 
-        console.print(bring_in(options.root, options.mlflow))
+
+def _to_mlflow(root: Path, uri: str) -> None:
+    from dilm.mlflow_store import bring_in
+
+    print(bring_in(root, uri))
 
 
 def _printed(table: "Table") -> RichTable:

@@ -120,9 +120,9 @@ class Matching:
                     self._measure(engine, monitor, tracker, step)
                 if checkpoints.due(step) and step < total:
                     checkpoints.save(step, engine, self._state(outer), tracker.path)
-        whole = settled(self.generator, engine)
-        if world.main:
-            whole.save(folder)
+            whole = settled(self.generator, engine)
+            if world.main:
+                whole.save(folder)
         engine.close()
 
     def engine(self, universal: bool = False) -> Engine:

@@ -71,9 +71,9 @@ class Pretraining:
                     self._validate(engine, tracker, step)
                 if checkpoints.due(step) and step < settings.steps:
                     checkpoints.save(step, engine, {}, tracker.path)
-        whole = settled(self.generator, engine)
-        if world.main:
-            whole.save(folder)
+            whole = settled(self.generator, engine)
+            if world.main:
+                whole.save(folder)
         engine.close()
 
     def engine(self, universal: bool = False) -> Engine:

@@ -1,6 +1,7 @@
 """Rows and metrics in a real MLflow store: each once, whole, and with every step."""
 
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server, history, runs
 
-from dilm import mlflow_store
+from dilm import claims, mlflow_store
 from dilm.artifacts import Artifact
 from dilm.errors import ConfigError
 from dilm.files import TEMPORARY, write_json
-from dilm.live import LONGEST_PARAM, PARENT, LiveRun, Point
+from dilm.live import LONGEST_PARAM, PARENT, LiveRun, Point, connect, runs_of
 from dilm.mlflow_store import bring_in
 from dilm.results import Row, rows_folder
 
@@ -23,7 +24,7 @@ ROW = Row(
     metrics={"accuracy": 80.0, "f1": 83.0}, seconds=30.0, time="2026-01-02T03:04:05Z",
 )  # fmt: skip
 END = 1_767_323_045_000  # that time in milliseconds
-SCIENCE = {"stage": "match", "version": 1, "match": {"steps": 20, "optimizer": {"lr": 0.1}}, "long": "x" * 2_000}
+SCIENCE = {"stage": "match", "version": 1, "match": {"steps": 20, "optimizer": {"lr": 0.1}}, "long": "x" * 7_000}
 KEYS = {"a0", "s0", "c0", "c1"}
 STEPS = 2_500  # more than MLflow takes at once
 
@@ -51,9 +52,13 @@ def put_artifact(root: Path, name: str, key: str, steps: int = 3) -> Path:
     return folder
 
 
-def put_provenance(folder: Path, key: str, **science: Any) -> None:
+def put_provenance(folder: Path, key: str, time: str = ROW.time, **science: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "provenance.json", {"key": key, "science": science, "seconds": 60, "time": ROW.time})
+    write_json(folder / "provenance.json", {"key": key, "science": science, "seconds": 60, "time": time})
+
+
+def stamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def put_rows(root: Path, *rows: Row) -> None:
@@ -140,8 +145,8 @@ def test_a_run_has_the_time_that_its_work_took(root: Path, uri: str) -> None:
 
 
 def test_runs_have_their_files_but_no_weights(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_store, "LARGEST_FILE", 5_000)
-    (root / "toy" / "dilm-dpc5-s0" / "shard-1.h5").write_bytes(b"x" * 5_001)
+    monkeypatch.setattr(mlflow_store, "LARGEST_FILE", 20_000)
+    (root / "toy" / "dilm-dpc5-s0" / "shard-1.h5").write_bytes(b"x" * 20_001)
     bring_in(root, uri)
     client, found = MlflowClient(uri), runs(uri)
     held = {key: [item.path for item in client.list_artifacts(run.info.run_id)] for key, run in found.items()}
@@ -198,6 +203,65 @@ def test_what_two_collectors_have_brought_in_at_once_stays_once(root: Path, uri:
     assert set(runs(uri)) == KEYS
 
 
+def test_two_collectors_of_one_root_do_not_meet(root: Path, uri: str) -> None:
+    with claims.held(root / "claims" / "mlflow"), pytest.raises(ConfigError, match=r"is bringing in .*runs; wait"):
+        bring_in(root, uri)
+    bring_in(root, uri)
+
+
+def test_what_was_made_again_is_brought_in_again(root: Path, uri: str) -> None:
+    bring_in(root, uri)
+    later = "2026-01-02T04:04:05Z"
+    put_rows(root, replace(ROW, value=77.0, time=later))
+    write_json(root / "toy" / "dilm-tiny-a0" / "provenance.json", {"key": "a0", "science": SCIENCE, "time": later})
+    assert bring_in(root, uri).endswith("1 runs and 1 cells added, 2 known before")
+    found = runs(uri)
+    assert set(found) == KEYS and found["c0"].data.metrics["value"] == 77.0
+    assert found["s0"].data.tags[PARENT] == found["a0"].info.run_id
+    assert bring_in(root, uri).endswith("0 runs and 0 cells added, 4 known before")
+
+
+def test_a_run_of_what_is_being_made_again_is_left_alone(root: Path, uri: str) -> None:
+    bring_in(root, uri)
+    live = LiveRun(uri, Artifact(root / "toy" / "dilm-tiny-a0", "a0", SCIENCE, ""))
+    live.log([Point("loss", 0.5, END, 1)])
+    deadline = time.monotonic() + 60
+    while runs_of(*connect(uri), "a0")[0].info.status == "FINISHED":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    bring_in(root, uri)
+    assert sorted(run.info.status for run in runs_of(*connect(uri), "a0")) == ["FINISHED", "RUNNING"]
+    live.end("FINISHED")
+    put_provenance(root / "toy" / "dilm-tiny-a0", "a0", **SCIENCE, time=stamp())
+    bring_in(root, uri)
+    assert history(uri, runs(uri)["a0"], "loss") == [(1, 0.5)]
+
+
+def test_files_that_are_refused_cost_nothing_else(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(client: MlflowClient, run: str, path: str) -> None:
+        raise ConnectionError("413 Request Entity Too Large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        told = bring_in(root, uri)
+    assert told.endswith(
+        "2 runs and 2 cells added, 0 known before; files of 2 runs were not stored, as 413 Request Entity Too Large"
+    )
+    assert {run.info.status for run in runs(uri).values()} == {"FINISHED"}
+    assert bring_in(root, uri).endswith("0 runs and 0 cells added, 4 known before")
+    assert len(MlflowClient(uri).list_artifacts(runs(uri)["a0"].info.run_id)) == 2
+
+
+def test_trainings_are_brought_in_before_anything_is_evaluated(
+    tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tools import collect
+
+    put_artifact(tmp_path / "runs", "lm-tiny-a1", "a1")
+    collect.main([str(tmp_path / "runs"), "--mlflow", uri])
+    assert "1 runs and 0 cells added" in capsys.readouterr().out
+
+
 def test_a_run_that_another_program_has_under_way_is_left_alone(root: Path, uri: str) -> None:
     bring_in(root, uri)
     client = MlflowClient(uri)
@@ -233,7 +297,9 @@ def test_a_run_that_was_logged_live_gets_its_files(root: Path, uri: str) -> None
     }
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "gopher://127.0.0.1", "file:mlruns"])
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "gopher://127.0.0.1", "file:mlruns", "sqlite:////proc/nowhere/mlflow.db"]
+)
 def test_a_store_that_cannot_be_used_is_one_line(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConfigError, match=f"^MLflow at {uri}: .") as caught:
