@@ -27,7 +27,7 @@ help: ## this list
 install: ## .venv with the versions of requirements.lock (TORCH=keep: use the torch of the active Python)
 	@$(PYTHON) tools/install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
-quickstart: install ## the whole method on small models: half an hour on 2 cores, again seconds (ARGS="root=/elsewhere")
+quickstart: install ## the whole method on small models: 25 minutes on 2 cores, again seconds (ARGS="root=/elsewhere")
 	$(PY) -m dilm.train experiment=quickstart $(ARGS)
 	$(PY) -m dilm.generate -m experiment=quickstart $(METHODS) dpc=5,20 $(ARGS)
 	$(PY) -m dilm.evaluate -m experiment=quickstart $(METHODS) dpc=5,20 learner.freeze_encoder=true $(ARGS)
@@ -36,7 +36,7 @@ quickstart: install ## the whole method on small models: half an hour on 2 cores
 	@echo
 	@echo "The report is in report/, all artifacts are in $(RUNS)/. What to run next (first: source .venv/bin/activate):"
 	@echo "  make test                                                                  check this machine"
-	@echo "  python -m dilm.evaluate --help                                             every key"
+	@echo "  python -m dilm.evaluate --help                                             its keys"
 	@echo "  python -m dilm.train experiment=paper task=sst2                            the paper's settings, on a GPU"
 
 test: install system-packages lint ## lint, and every test but the slow ones

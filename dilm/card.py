@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dilm.config import EMBEDDED
 from dilm.files import TEMPORARY, read_json
 from dilm.inspected import Inspected
 from dilm.overlap import words_of
@@ -57,10 +58,11 @@ def _what(subject: Inspected, splits: list[str]) -> list[str]:
     index, task = subject.index, subject.task
     lengths = [sum(len(words_of(field)) for field in text) for text in subject.rows.table.texts]
     size = f", {index['dpc']} texts a class" if index["dpc"] else ""
+    kind = KINDS.get(index["method"], f"training texts, chosen by {index['method']}")
     return [
         f"# {task.name}, {index['method']}{size}",
         "",
-        f"{KINDS[index['method']][0].upper()}{KINDS[index['method']][1:]}: a small stand-in for the training set of "
+        f"{kind[0].upper()}{kind[1:]}: a small stand-in for the training set of "
         f"`{task.name}`, to train a classifier on or to show a language model in its prompt.",
         "",
         "| | |",
@@ -92,7 +94,7 @@ def _made(subject: Inspected) -> list[str]:
         match = config["match"]
         updates = match["outer_steps"] * match["inner_steps"]
         lines.append(f"Gradient matching: {updates} updates against `{match['learner']['name']}`.")
-    if method in ("k_centers", "herding") or (method in WRITTEN and config["generate"]["selection"] != "none"):
+    if method in EMBEDDED or (method in WRITTEN and config["generate"]["selection"] != "none"):
         way = config["generate"]["selection"] if method in WRITTEN else method
         lines.append(f"Selection: `{way}` among embeddings of `{config['generate']['encoder']['name']}`.")
     return [*lines, "`provenance.json` has every setting, seed, version and hash."]

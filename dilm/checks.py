@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dilm.config import (
     DEVICES,
+    EMBEDDED,
     ENGINES,
     EVALUATORS,
     LEARNERS,
@@ -36,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "match.nll_average": ("tokens", "padded"),
     "generate.encoder.embedding": ("cls", "mean", "last"),
     "generate.pool": ("fresh", "shared"),
-    "generate.selection": ("k_centers", "herding", "none"),
+    "generate.selection": (*EMBEDDED, "none"),
     "icl.calibrate": ("none", "contextual"),
     "engine.name": ENGINES,
 }

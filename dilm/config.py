@@ -11,8 +11,8 @@ from typing import Any
 from dilm.site import LauncherConfig, SiteConfig
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
-
-METHODS = ("random", "k_centers", "herding", "rank", "lm", "dilm", "full", "published")  # in the order of tables
+EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings, as `dilm/selection.py` does them
+METHODS = ("random", *EMBEDDED, "rank", "lm", "dilm", "full", "published")  # in the order of tables
 GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
 WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
@@ -274,7 +274,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     site: SiteConfig = field(default_factory=SiteConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
-    stages: list[str] = field(default_factory=lambda: list(STAGES))  # what `train` runs
+    stages: list[str] = field(default_factory=lambda: list(STAGES))  # what `train` runs: pretrain, learners, match
     method: str = "dilm"  # random, k_centers, herding, rank, lm, dilm, full or published
     variant: str = ""  # what tables call this way of doing the method, behind its name
     evaluator: str = "finetune"  # the learner; icl: the llm; words: a linear model of word counts, without torch

@@ -38,7 +38,7 @@ OWN: dict[str, tuple[str, ...]] = {  # parts of the tree that a command reads, b
     "evaluate": ("evaluator", "n_seeds", "learner", "llm", "evaluate", "icl"),
     "collect": ("tracking", "tracking_uri"),
     "prefetch": ("generator", "learner", "llm"),
-    "audit": ("shard", "audit", "learner"),
+    "audit": ("shard", "audit", "generate", "learner"),
     "export": ("shard", "to"),
 }
 EXAMPLES = {

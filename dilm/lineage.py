@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dilm.artifacts import Artifact
-from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, LearnerConfig, plain
+from dilm.config import EMBEDDED, GENERATOR_METHODS, WRITING_METHODS, Config, LearnerConfig, plain
 from dilm.keys import content_key, without
 from dilm.published import published_hashes
 from dilm.sources import source_id
@@ -36,7 +36,6 @@ MADE_BY = {
     "dataset": GENERATE,
     "audit": "python -m dilm.audit",
 }
-EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings
 
 
 def _artifact(config: Config, stage: str, name: str, science: dict[str, Any]) -> Artifact:

@@ -1,5 +1,7 @@
 """Which texts of a class make the data set: embeddings in, row indices out."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,6 +48,13 @@ def herding(embeddings_ND: Tensor, k: int) -> np.ndarray:
         chosen.append(int(distances_N.argmin()))
         sum_D += wide_ND[chosen[-1]]
     return np.array(chosen)
+
+
+# By the names of `config.EMBEDDED`: embeddings (N, D), how many, and a seed -> row indices.
+SELECTIONS: dict[str, Callable[[Tensor, int, int], np.ndarray]] = {
+    "k_centers": k_centers,
+    "herding": lambda embeddings_ND, k, seed: herding(embeddings_ND, k),
+}
 
 
 def _enough(n: int, k: int) -> None:

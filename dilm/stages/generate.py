@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from dilm import signals
 from dilm.artifacts import Artifact, make
-from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, plain
+from dilm.config import EMBEDDED, GENERATOR_METHODS, WRITING_METHODS, Config, plain
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device
 from dilm.errors import DataError
@@ -20,10 +20,10 @@ from dilm.files import new_folder
 from dilm.generator import load_generator
 from dilm.keys import derive_seed
 from dilm.likelihood import text_nll
-from dilm.lineage import EMBEDDED, candidates_artifact, dataset_artifact, generator_artifact, selection_of
+from dilm.lineage import candidates_artifact, dataset_artifact, generator_artifact, selection_of
 from dilm.overlap import NONE, copies
 from dilm.published import read_published
-from dilm.selection import herding, k_centers, random_rows
+from dilm.selection import SELECTIONS, random_rows
 from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
 from dilm.sources import cache_folder
 from dilm.streams import candidate_rows
@@ -204,8 +204,7 @@ def _choose(
     selection = selection_of(config)
     cluster = np.arange(config.dpc) if selection == "k_centers" else UNKNOWN
     if embeddings_ND is not None:
-        own_ND = embeddings_ND[rows]
-        chosen = k_centers(own_ND, config.dpc, draw) if selection == "k_centers" else herding(own_ND, config.dpc)
+        chosen = SELECTIONS[selection](embeddings_ND[rows], config.dpc, draw)
     elif selection == "random":
         chosen = random_rows(len(rows), config.dpc, draw)
     elif selection == "rank":

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilm.clustering import k_means
-from dilm.selection import herding, k_centers, random_rows
+from dilm.config import EMBEDDED
+from dilm.selection import SELECTIONS, herding, k_centers, random_rows
 
 
 @given(st.integers(1, 50), st.data(), st.integers(0, 2**40))
@@ -111,3 +112,10 @@ def test_herding_takes_no_text_twice_where_all_are_equal() -> None:
 def test_too_few_texts_are_refused(choose: object) -> None:
     with pytest.raises(ValueError, match="3 of 2"):
         choose()  # type: ignore[operator]
+
+
+def test_every_selection_by_embeddings_is_there_and_chooses() -> None:
+    assert set(SELECTIONS) == set(EMBEDDED)
+    points = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    for select in SELECTIONS.values():
+        assert len(set(select(points, 4, 0).tolist())) == 4
