@@ -40,11 +40,12 @@ OWN: dict[str, tuple[str, ...]] = {  # parts of the tree that a command reads, b
     "prefetch": ("generator", "learner", "llm"),
     "audit": ("shard", "audit", "generate", "learner"),
     "export": ("shard", "to"),
+    "similarity": ("match", "generate"),
 }
 EXAMPLES = {
     "train": (
         ("task=sst2", "one generator, with the paper's models and steps"),
-        ("experiment=quickstart", "small models, minutes on a CPU"),
+        ("experiment=quickstart", "small models, ten minutes on a CPU"),
         ("-m hydra/launcher=slurm site=mine task=sst2,qqp,mnli", "three jobs on a cluster"),
     ),
     "generate": (
@@ -81,7 +82,7 @@ EXAMPLES = {
 ENDING = """\
 A model's name chooses a whole part: learner=minilm, match.learner=minilm, generate.encoder=minilm.
 Exit status: 0 done; 2 something to mend, told in one line; 1 a bug; 75 stopped by a signal; 130 interrupted.
---cfg job prints the whole tree. Tab completion: eval "$(python -m dilm.{command} -sc install=bash)"."""
+--cfg job prints the whole tree. Tab completion: eval "$({call} -sc install=bash)"."""
 
 
 @cache
@@ -116,11 +117,13 @@ def register(command: str, about: str) -> None:
 
 def help_text(command: str, about: str, composed: DictConfig) -> str:
     """All that `--help` says of a command, with the defaults of the composed configuration."""
-    call = f"python -m dilm.{command}"
-    width = max(len(keys) for keys, _ in EXAMPLES[command])
+    examples = EXAMPLES.get(command, ())
+    call = f"python -m dilm.{command}" if examples else f"python tools/{command}.py"
+    width = max((len(keys) for keys, _ in examples), default=0)
     lines = [about, "", "Usage", f"  {call} key=value ...            one run"]
-    lines += [f"  {call} -m key=a,b key2=c,d ...   one run for every combination", "", "Examples"]
-    lines += [f"  {call} {keys:<{width}}   {meaning}" for keys, meaning in EXAMPLES[command]]
+    lines += [f"  {call} -m key=a,b key2=c,d ...   one run for every combination"]
+    lines += ["", "Examples"] if examples else []
+    lines += [f"  {call} {keys:<{width}}   {meaning}" for keys, meaning in examples]
     lines += ["", "Groups: a name chooses a part of the tree"]
     for group in GROUPS:
         head = f"  {group + '=':<18}"
@@ -128,7 +131,7 @@ def help_text(command: str, about: str, composed: DictConfig) -> str:
     for title, names in (("Keys of this command", OWN[command]), ("Keys of all commands", WHAT + WHERE)):
         body = [line for name in names for line in _described(Config, (name,), composed)]
         lines += ["", title, *body] if body else []
-    return "\n".join([*lines, "", ENDING.format(command=command)])
+    return "\n".join([*lines, "", ENDING.format(call=call)])
 
 
 def _described(kind: type, path: tuple[str, ...], values: DictConfig) -> list[str]:
