@@ -1,6 +1,7 @@
 """A pre-training step: batches cut by length, logits at real places alone; against one padded batch of all logits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,12 @@ BATCH = "pretrain.batch=64"  # the paper's
 
 
 def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
-    """The same batches of the same texts, to models that begin equal: their losses stay equal too."""
+    """The same batches of the same texts, to models that begin equal: their losses stay equal too.
+
+    `engine.compile=true` adds a compiled side, whose first call takes minutes.
+    """
     config = configured(small, keys, BATCH)
+    compiled, config = config, replace(config, engine=replace(config.engine, compile=False))
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)
     sides = {
@@ -32,6 +37,9 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
         "baseline, no checkpointing": lambda: _baseline(config, corpus, cache, checkpointing=False),
     }
     goals = [speed_up(1.5), speed_up(None, "baseline, no checkpointing")]
+    if compiled.engine.compile:
+        sides["ours, compiled"] = lambda: _ours(compiled, corpus, cache)
+        goals.append(speed_up(None, "ours", "ours, compiled"))
     note = f"{config.generator.name}, steps of {config.pretrain.batch} texts of {config.task.name}"
     return Contest("pretrain", "tokens", sides, goals, config.precision, 0.02, note)
 
