@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> None:
         task, evaluator, model, dpc = place
         print(
             f"{task}, {model} ({evaluator}), dpc {dpc}: {options.second} − {options.first} = "
-            f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}], {found['trainings']:.0f} trainings each; "
-            f"means {found['first']:.2f} and {found['second']:.2f}"
+            f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}], "
+            f"{found['trainings']:.0f} trainings each; means {found['first']:.2f} and {found['second']:.2f}"
         )
 
 
