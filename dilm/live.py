@@ -145,6 +145,8 @@ class LiveRun:
             try:
                 if client is None:
                     client, experiment = connect(self.uri)
+                if self._given_up.is_set():  # connecting may take long
+                    return
                 if not self._run:
                     self._run = self._create(client, experiment)
                 self._deliver(client)
@@ -184,7 +186,8 @@ class LiveRun:
     def _tell(self, error: Exception) -> None:
         if not self._told:
             self._told = True
-            _say(f"MLflow at {self.uri} did not answer as it should; going on without: {' '.join(str(error).split())}")
+            reason = " ".join(str(error).split())
+            _say(f"MLflow at {self.uri} did not answer as it should; going on, and trying again: {reason}")
 
 
 def _say(line: str) -> None:

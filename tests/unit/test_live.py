@@ -163,11 +163,17 @@ def test_a_run_that_was_given_up_is_left_to_others(uri: str, monkeypatch: pytest
     """The server is back when the stage has ended, and what `bring_in` has brought in since must stay."""
     monkeypatch.setattr("dilm.live.PATIENCE", 0.1)
     client, experiment = connect(uri)
-    with monkeypatch.context() as away:
-        losing(away, "create_run", 1_000, does_it=False)
-        run = LiveRun(uri, artifact())
-        run.end("FINISHED")
+    answers, real = threading.Event(), MlflowClient.get_experiment_by_name
+
+    def late(*arguments: Any) -> Any:
+        answers.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    run = LiveRun(uri, artifact())
+    run.end("FINISHED")
     brought = client.create_run(experiment, tags={"dilm.key": "a0"}).info.run_id
+    answers.set()
     run._thread.join(30)
     assert not run._thread.is_alive()
     assert [found.info.run_id for found in runs(uri).values()] == [brought]
