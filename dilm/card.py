@@ -94,9 +94,11 @@ def _made(subject: Inspected) -> list[str]:
         match = config["match"]
         updates = match["outer_steps"] * match["inner_steps"]
         lines.append(f"Gradient matching: {updates} updates against `{match['learner']['name']}`.")
-    if method in EMBEDDED or (method in WRITTEN and config["generate"]["selection"] != "none"):
+    if method in (*EMBEDDED, "teach") or (method in WRITTEN and config["generate"]["selection"] != "none"):
         way = config["generate"]["selection"] if method in WRITTEN else method
-        lines.append(f"Selection: `{way}` among embeddings of `{config['generate']['encoder']['name']}`.")
+        views = config["generate"].get("teach", {}).get("views", {}).values() if way == "teach" else ()
+        encoders = ", ".join(f"`{encoder['name']}`" for encoder in (config["generate"]["encoder"], *views))
+        lines.append(f"Selection: `{way}` among embeddings of {encoders}.")
     return [*lines, "`provenance.json` has every setting, seed, version and hash."]
 
 

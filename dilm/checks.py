@@ -13,13 +13,13 @@ from dilm.config import (
     LEARNERS,
     METHODS,
     METRICS,
-    POOLINGS,
     STAGES,
     TWO_LABEL_METRICS,
     Config,
     TaskConfig,
 )
 from dilm.errors import ConfigError, did_you_mean
+from dilm.models import EMBEDDINGS, POOLINGS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
@@ -30,14 +30,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task.metric": METRICS,
     "generator.bos_init": ("bos", "label"),
     "learner.pooling": POOLINGS,
-    "learner.embedding": ("cls", "mean", "last"),
+    "learner.embedding": EMBEDDINGS,
     "match.learner.pooling": POOLINGS,
-    "match.learner.embedding": ("cls", "mean", "last"),
+    "match.learner.embedding": EMBEDDINGS,
     "match.learners": LEARNERS,
     "match.nll_average": ("tokens", "padded"),
-    "generate.encoder.embedding": ("cls", "mean", "last"),
+    "generate.encoder.embedding": EMBEDDINGS,
     "generate.pool": ("fresh", "shared"),
-    "generate.selection": (*EMBEDDED, "none"),
+    "generate.selection": (*EMBEDDED, "teach", "none"),
     "icl.calibrate": ("none", "contextual"),
     "engine.name": ENGINES,
 }
@@ -68,6 +68,7 @@ AT_LEAST_ONE = (
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
+    "generate.teach.pool generate.teach.scored generate.teach.passes "
     "evaluate.dev_rows audit.span audit.embedded_rows icl.max_length evaluate.full.epochs evaluate.full.batch "
     "task.max_length learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes "
     "launcher.tasks launcher.cpus launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job "
@@ -82,7 +83,7 @@ POSITIVE = (
 ).split()
 
 NOT_NEGATIVE = (
-    "data.valid_rows audit.listed icl.shots "
+    "data.valid_rows audit.listed icl.shots generate.teach.words generate.teach.restarts "
     "pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
     "pretrain.optimizer.warmup match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup "
     "launcher.gpus launcher.max_requeues site.gpus site.signal_seconds"

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dilm.models import GeneratorConfig, LearnerConfig, LlmConfig
 from dilm.site import LauncherConfig, SiteConfig
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings, as `dilm/selection.py` does them
-METHODS = ("random", *EMBEDDED, "rank", "lm", "dilm", "full", "published")  # in the order of tables
+METHODS = ("random", *EMBEDDED, "teach", "rank", "lm", "dilm", "full", "published")  # in the order of tables
 GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
 WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
@@ -22,21 +23,6 @@ EVALUATORS = ("finetune", "icl", "words")
 ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 METRICS = ("accuracy", "f1", "accuracy_f1", "matthews", "macro_f1")
 TWO_LABEL_METRICS = ("f1", "accuracy_f1")
-POOLINGS = ("model", "mean", "cls")
-
-
-@dataclass
-class SourceConfig:
-    """Where a pretrained model comes from: exactly one of hub, package, path and built."""
-
-    hub: str | None = None  # id@revision
-    package: list[str] = field(default_factory=list)  # name==version; several where a model is cut in parts
-    sha256: list[str] = field(default_factory=list)  # of each package's file, in the same order
-    member: str = ""  # the model's folder or file inside the package
-    format: str = "transformers"  # transformers, gguf, onnx
-    tokenizer: list[str] = field(default_factory=list)  # package, sha256, member of a tokenizer that it borrows
-    path: str | None = None  # a folder on disk
-    built: str | None = None  # a tiny model built in code: no download
 
 
 @dataclass
@@ -75,38 +61,6 @@ class DataConfig:
 
     valid_rows: int = 1000  # cut from train, stratified, for every choice that is made; never dev
     fallback: str | None = None  # a task to take where this one's rows are nowhere to be had
-
-
-@dataclass
-class GeneratorConfig:
-    """The causal language model that writes the data set."""
-
-    name: str = "???"  # what artifacts and tables call it
-    source: SourceConfig = field(default_factory=SourceConfig)
-    prefix: bool = False  # the model's own bos before <bos_y>: many models hardly read what stands first
-    dropout: float | None = None  # while training; null: the model's own
-    bos_init: str = "bos"  # what <bos_y> starts from: bos, the model's own (paper), or label, the label's name
-
-
-@dataclass
-class LearnerConfig:
-    """A classifier: an encoder and a linear head."""
-
-    name: str = "???"  # what tables call it
-    source: SourceConfig = field(default_factory=SourceConfig)
-    pooling: str = "model"  # what the head reads: model (the architecture's own), mean or cls of the last layer
-    embedding: str = "cls"  # what clustering and selection read: cls, mean or last token of the last layer
-    max_length: int = 512  # tokens
-    freeze_encoder: bool = False  # train the head alone, on features computed once
-
-
-@dataclass
-class LlmConfig:
-    """A language model that reads data sets as demonstrations."""
-
-    name: str = ""  # none
-    source: SourceConfig = field(default_factory=SourceConfig)
-    four_bit: bool = False  # NF4 weights, as the authors had them: on a GPU, with bitsandbytes
 
 
 @dataclass
@@ -168,6 +122,18 @@ class MatchConfig:
 
 
 @dataclass
+class TeachConfig:
+    """Choosing a set by what it teaches a proxy: ridge regression in the inner products of several encoders."""
+
+    views: dict[str, LearnerConfig] = field(default_factory=dict)  # encoders beside generate.encoder, by any name
+    words: int = 256  # directions of word counts as one encoder more; 0: none
+    pool: int = 10_000  # training texts that are embedded to score sets on
+    scored: int = 3_000  # of them that a data set is scored on, drawn for each
+    passes: int = 2  # over a set's texts, each swapped for the candidate that is worth most in its place
+    restarts: int = 0  # random sets that are improved too, beside a greedy one
+
+
+@dataclass
 class GenerateConfig:
     """Writing candidates and choosing data sets from them."""
 
@@ -177,7 +143,8 @@ class GenerateConfig:
     real_candidates: int | None = None  # real texts among which real methods choose; null: all
     oversample: int = 100  # candidates a class for each text kept, with pool=fresh
     unit_embeddings: bool = False  # K-centers among embeddings of length one, as sentence encoders are trained for
-    selection: str = "k_centers"  # of written texts: k_centers, herding, or none, the first dpc candidates
+    selection: str = "k_centers"  # of written texts: k_centers, herding, teach, or none, the first dpc candidates
+    teach: TeachConfig = field(default_factory=TeachConfig)
     exclude_copies: bool = False  # written texts that are training texts, but for case and punctuation, are not chosen
     top_p: float = 0.95  # of the nucleus that tokens are drawn from
     batch: int = 256  # texts written at a time

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dilm.config import LearnerConfig
 from dilm.files import write_bytes
 from dilm.keys import content_key
 from dilm.learner import Learner, build_learner, forward_all
 from dilm.lineage import learner_science
+from dilm.models import LearnerConfig
 
 
 class FeatureStore:

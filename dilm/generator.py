@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dilm.batching import Tokens, kept_tokens, tokenized
-from dilm.config import GeneratorConfig, TaskConfig
+from dilm.config import TaskConfig
 from dilm.device import attention
 from dilm.errors import ConfigError
+from dilm.models import GeneratorConfig
 from dilm.sources import source_id
 from dilm.tables import TextTable
 from dilm.text import PAD_TOKEN, SEP_TOKEN, ControlTokens, bos_token, write_tokens

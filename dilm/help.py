@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from dilm import config as tree
-from dilm import site
+from dilm import models, site
 from dilm.compose import options_of
 from dilm.config import CONF_FOLDER, Config
 
@@ -23,10 +23,10 @@ KEY_WIDTH = 42
 GROUPS = sorted(path.name for path in CONF_FOLDER.iterdir() if path.is_dir() and path.name != "hydra")
 CHOSEN: dict[Any, str] = {  # parts that a name chooses, and what that name is
     tree.TaskConfig: "the task; one of your own: docs/own-data.md",
-    tree.LearnerConfig: "a learner, with keys as `dilm.evaluate --help` has them",
-    tree.GeneratorConfig: "the language model that writes, with keys as `dilm.train --help` has them",
-    tree.LlmConfig: "a language model that reads prompts",
-    tree.SourceConfig: "where it comes from; chosen with its name",
+    models.LearnerConfig: "a learner, with keys as `dilm.evaluate --help` has them",
+    models.GeneratorConfig: "the language model that writes, with keys as `dilm.train --help` has them",
+    models.LlmConfig: "a language model that reads prompts",
+    models.SourceConfig: "where it comes from; chosen with its name",
     site.SiteConfig: "the cluster, conf/site/<name>.yaml",
 }
 NAMED = ("task", "site")  # of which no command lists all keys
@@ -89,7 +89,7 @@ Exit status: 0 done; 2 something to mend, told in one line; 1 a bug; 75 stopped 
 def meanings() -> dict[type, dict[str, str]]:
     """The comment behind every field of the configuration's classes."""
     found = {}
-    for module in (tree, site):
+    for module in (tree, models, site):
         for kind in vars(module).values():
             if inspect.isclass(kind) and is_dataclass(kind) and kind.__module__ == module.__name__:
                 found[kind] = _comments(inspect.getsource(kind))

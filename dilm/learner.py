@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from dilm.batching import Ids, Tokens, by_length, kept_tokens, pad, tokenized
-from dilm.config import LearnerConfig
 from dilm.device import attention, autocast, seeded, wide
 from dilm.errors import ConfigError
 from dilm.keys import derive_seed
 from dilm.matching import head_gradients
+from dilm.models import LearnerConfig
 from dilm.sources import model_folder, source_id
 from dilm.tables import TextTable
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dilm.artifacts import Artifact
-from dilm.config import EMBEDDED, GENERATOR_METHODS, WRITING_METHODS, Config, LearnerConfig, plain
+from dilm.config import EMBEDDED, GENERATOR_METHODS, WRITING_METHODS, Config, plain
 from dilm.keys import content_key, without
+from dilm.models import LearnerConfig
 from dilm.published import published_hashes
 from dilm.sources import source_id
 
@@ -181,6 +182,10 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         "selection": selection,
         "seed": config.seed,
     }
+    if selection == "teach":
+        encoders = (settings.encoder, *settings.teach.views.values())
+        science |= {"teach": without(plain(settings.teach), "views"), "precision": config.precision}
+        science |= {"encoders": [learner_science(encoder) for encoder in encoders], "data": data_hash}
     if selection in EMBEDDED:
         encoder = learner_science(settings.encoder) | {"unit_embeddings": settings.unit_embeddings}
         science |= {"encoder": encoder, "precision": config.precision}

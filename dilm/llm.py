@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from dilm.batching import by_length, pad
-from dilm.config import LlmConfig
 from dilm.device import attention
 from dilm.errors import ConfigError
+from dilm.models import LlmConfig
 from dilm.sources import model_folder
 
 CPU_TOKENS = 4096  # of a batch of prompts, each counted whole, since each has a copy of what was kept of the beginning

@@ -2,6 +2,7 @@
 
 from dilm.config import Config
 from dilm.launch import main
+from dilm.models import GeneratorConfig, LearnerConfig, LlmConfig
 
 
 def run(config: Config) -> None:
@@ -14,7 +15,9 @@ def run(config: Config) -> None:
         rows = load_split(config.task, split, cache)
         place = find_place(config.task, split, cache)
         print(f"task {config.task.name}: {len(rows)} {split} rows ({place.kind if place else '?'})")
-    models = (config.generator, config.match.learner, config.generate.encoder, config.learner, config.llm)
+    views = config.generate.teach.views.values()
+    learners = (config.match.learner, config.generate.encoder, *views, config.learner)
+    models: list[LearnerConfig | GeneratorConfig | LlmConfig] = [config.generator, *learners, config.llm]
     folders = {model_folder(model.name, model.source, cache): model.name for model in models if model.name}
     for folder, name in folders.items():
         print(f"{name}: {folder}")

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dilm.config import SourceConfig
 from dilm.convert import (
     CONVERSION_VERSION,
     FORMATS,
@@ -35,6 +34,7 @@ from dilm.convert import (
 from dilm.errors import ConfigError, SourceError, did_you_mean
 from dilm.files import fsync_path, new_folder, read_json, sha256_file
 from dilm.keys import content_key
+from dilm.models import SourceConfig
 from dilm.tiny import TINY_MODELS, TINY_VERSION, build_tiny_model
 
 logger = logging.getLogger(__name__)

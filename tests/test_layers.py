@@ -11,12 +11,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "dilm"
 # Lowest first: a file imports only files that stand before it; the stages stand side by side, and so do the commands.
 ORDER = """
-errors keys signals files site config checks text convert tiny sources tables data slurm claims artifacts published
-lineage shards results cells overlap diversity inspected statistics card summaries markup live tracking jobs health
-plots page mlflow_store compose help closing plan runner submit study status launcher
+errors keys signals files site models config checks text convert tiny sources tables data slurm claims artifacts
+published lineage shards results cells overlap diversity inspected statistics card summaries markup live tracking jobs
+health plots page mlflow_store compose help closing plan runner submit study status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
-trajectory teacher similarity finetune llm icl
+teaching choosing trajectory teacher similarity finetune llm icl
 """.split()
 SIDE_BY_SIDE = [
     {f"stages.{path.stem}" for path in (PACKAGE / "stages").glob("[a-z]*.py")},

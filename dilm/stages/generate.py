@@ -1,21 +1,17 @@
 """Writing candidates and choosing data sets: a generator, or the real rows -> HDF5 shards (paper, section 3.4)."""
 
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from dilm import signals
 from dilm.artifacts import Artifact, make
-from dilm.config import EMBEDDED, GENERATOR_METHODS, WRITING_METHODS, Config, plain
+from dilm.choosing import chooser
+from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, plain
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device
-from dilm.errors import DataError
-from dilm.features import FeatureStore
 from dilm.files import new_folder
 from dilm.generator import load_generator
 from dilm.keys import derive_seed
@@ -23,17 +19,15 @@ from dilm.likelihood import text_nll
 from dilm.lineage import candidates_artifact, dataset_artifact, generator_artifact, selection_of
 from dilm.overlap import NONE, copies
 from dilm.published import read_published
-from dilm.selection import SELECTIONS, random_rows
 from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
 from dilm.sources import cache_folder
 from dilm.streams import candidate_rows
-from dilm.tables import TextTable, table
+from dilm.tables import table
 from dilm.tracking import Progress
 from dilm.world import ALONE, World
 from dilm.writer import Writer
 
 SHARED = -1  # data-set index of candidates that all data sets share
-UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
 def run(config: Config, world: World = ALONE) -> Artifact:
@@ -52,7 +46,7 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     def choose(folder: Path) -> None:
         if world.main:
             candidates = _real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool)
-            _choose_all(config, artifact, candidates, cache, folder)
+            _choose_all(config, artifact, candidates, corpus, cache, folder)
 
     make(artifact, choose, config, ranks=world)
     return artifact
@@ -163,91 +157,31 @@ def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:
     return shard_table(corpus.train.take(rows), dataset=SHARED, seed=rows)
 
 
-def _choose_all(config: Config, artifact: Artifact, candidates: ShardTable, cache: Path, folder: Path) -> None:
-    """Choose every data set, and write them all."""
+def _choose_all(
+    config: Config, artifact: Artifact, candidates: ShardTable, corpus: Corpus, cache: Path, folder: Path
+) -> None:
+    """Choose every data set, and write them all. A data set is kept as it is chosen, for a job that is queued again."""
     selection = selection_of(config)
     about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
+    attributes = _attributes(config, artifact.key, config.dpc if selection != "full" else 0)
     if selection in ("full", "published"):
         whole = _published(config) if selection == "published" else candidates.with_columns(dataset=0, seed=config.seed)
-        write_shards(folder, whole, _attributes(config, artifact.key, config.dpc if selection != "full" else 0), about)
+        write_shards(folder, whole, attributes, about)
         return
-    embeddings = _embeddings(config, candidates, cache) if selection in EMBEDDED else None
+    choose = chooser(config, candidates, corpus, cache)
     parts = []
     with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):
-            for label in range(len(config.task.labels)):
-                parts.append(_choose(config, candidates, embeddings, dataset, label))
+            kept = artifact.state / f"set-{dataset:06d}"
+            if not kept.is_dir():
+                signals.check_stop()
+                with new_folder(kept) as temporary:
+                    write_shards(temporary, choose(dataset), attributes, {})
+            parts.append(read_shards(kept))
             bar.update()
-    write_shards(folder, concatenate(parts), _attributes(config, artifact.key, config.dpc), about)
+    write_shards(folder, concatenate(parts), attributes, about)
 
 
 def _published(config: Config) -> ShardTable:
     tables = read_published(config)
     return concatenate([shard_table(rows, dataset=number, seed=config.seed) for number, rows in enumerate(tables)])
-
-
-def _embeddings(config: Config, candidates: ShardTable, cache: Path) -> Tensor:
-    """What texts are selected by, embeddings_ND."""
-    device = pick_device(config.device, config.threads)
-    store = FeatureStore(config.generate.encoder, len(config.task.labels), cache, device, config.precision)
-    embeddings_ND = store.get(candidates.table.texts, "embed")
-    return normalize(embeddings_ND, dim=1) if config.generate.unit_embeddings else embeddings_ND
-
-
-def _choose(
-    config: Config, candidates: ShardTable, embeddings_ND: Tensor | None, dataset: int, label: int
-) -> ShardTable:
-    """The `dpc` texts of one label in one data set."""
-    seed = derive_seed("dataset", config.task.name, config.seed, dataset)
-    rows = _enough(config, candidates.table, _candidates_of(config, candidates, dataset, label), label)
-    draw = derive_seed("choose", seed, label)
-    selection = selection_of(config)
-    cluster = np.arange(config.dpc) if selection == "k_centers" else UNKNOWN
-    if embeddings_ND is not None:
-        chosen = SELECTIONS[selection](embeddings_ND[rows], config.dpc, draw)
-    elif selection == "random":
-        chosen = random_rows(len(rows), config.dpc, draw)
-    elif selection == "rank":
-        chosen = np.argsort(candidates.nll[rows], kind="stable")[: config.dpc]
-    else:
-        chosen = np.arange(config.dpc)
-    return candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed, cluster=cluster)
-
-
-def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
-    """Rows that a data set may choose from: all, its own candidates, or its seeded half of the pool.
-
-    The half is one of candidate numbers and doesn't depend on dpc or method, so data sets are nested over dpc and
-    paired over methods. Herding and ranking know no chance: their data sets differ by their halves alone.
-    """
-    rows = candidates.table.rows_by_label.get(label, np.zeros(0, dtype=int))
-    writing = config.method in WRITING_METHODS
-    fresh = config.generate.pool == "fresh"
-    if writing and fresh:
-        return rows[candidates.dataset[rows] == dataset]
-    if config.method == "random" or (fresh and config.method == "k_centers"):
-        return rows
-    numbers = candidates.seed[rows] if writing else np.arange(len(rows))
-    size = config.generate.pool_dpc if writing else len(rows)
-    generator = np.random.default_rng(derive_seed("half", config.task.name, config.seed, dataset, label))
-    half = generator.permutation(size)[: -(-size // 2)]
-    return rows[np.isin(numbers, half)]
-
-
-def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, label: int) -> np.ndarray:
-    """The rows of distinct texts. Raises DataError where they are fewer than dpc."""
-    first: dict[tuple[str, ...], int] = {}
-    for row in rows:
-        first.setdefault(texts.texts[row], int(row))
-    if len(first) >= config.dpc:
-        return np.array(list(first.values()))
-    name, settings = config.task.labels[label], config.generate
-    if config.method not in WRITING_METHODS:
-        raise DataError(
-            f"dpc={config.dpc}, but label {name!r} has only {len(first)} distinct training texts; lower dpc."
-        )
-    size = -(-settings.pool_dpc // 2) if settings.pool == "shared" else settings.oversample * config.dpc
-    raise DataError(
-        f"only {len(first)} of {size} texts written for label {name!r} are well-formed and distinct; dpc={config.dpc} "
-        "needs more. Train longer (pretrain.steps), or raise generate.pool_dpc, generate.oversample or task.max_length."
-    )

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, RobertaConfig, XLNetConfig
 
-from dilm.config import LearnerConfig, SourceConfig
 from dilm.learner import Learner
+from dilm.models import LearnerConfig, SourceConfig
 from dilm.tiny import build_tiny_model
 
 SIZES = {"num_labels": 3, "vocab_size": 512}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pairs import TASK
 
-from dilm.config import GeneratorConfig, SourceConfig
 from dilm.generator import Generator, build_generator
+from dilm.models import GeneratorConfig, SourceConfig
 from dilm.sources import model_folder
 
 

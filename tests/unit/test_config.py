@@ -12,9 +12,10 @@ from omegaconf import MISSING, OmegaConf
 from dilm.cells import evaluation_cells
 from dilm.checks import CHOICES, check, typed
 from dilm.compose import Composer, attach, load_task, options_of, sweep, with_sweep
-from dilm.config import CONF_FOLDER, Config, LearnerConfig, SourceConfig
+from dilm.config import CONF_FOLDER, Config
 from dilm.errors import ConfigError
 from dilm.lineage import dataset_artifact
+from dilm.models import LearnerConfig, SourceConfig
 from dilm.sources import source_id
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from dilm.config import LearnerConfig, SourceConfig
 from dilm.features import FeatureStore
+from dilm.models import LearnerConfig, SourceConfig
 
 TEXTS = [("good",), ("bad film",)]
 

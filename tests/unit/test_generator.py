@@ -12,9 +12,10 @@ from pairs import TASK, rows
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dilm.config import GeneratorConfig, SourceConfig, TaskConfig
+from dilm.config import TaskConfig
 from dilm.errors import ConfigError
 from dilm.generator import Generator, build_generator, load_generator
+from dilm.models import GeneratorConfig, SourceConfig
 from dilm.sources import model_folder
 from dilm.tables import table
 from dilm.text import fold_space, parse_text

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dilm.config import GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
+from dilm.config import TaskConfig
 from dilm.errors import ConfigError
 from dilm.generator import Generator, build_generator
 from dilm.gradients import AutogradGradients, HeadGradients, gradients_of, matched_parameters
 from dilm.learner import Learner, build_learner, text_losses
 from dilm.likelihood import text_nll
 from dilm.matching import distance_slope, generation_weights, gradient_distance, nll_slopes, parameter_gradient
+from dilm.models import GeneratorConfig, LearnerConfig, SourceConfig
 from dilm.sources import model_folder
 from tests.unit.architectures import FAMILIES, learner_of
 

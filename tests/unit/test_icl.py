@@ -29,12 +29,13 @@ from transformers import (
 
 from dilm import evaluate as evaluate_command
 from dilm.cells import protocol_science
-from dilm.config import Config, LlmConfig, SourceConfig
+from dilm.config import Config
 from dilm.data import load_split
 from dilm.errors import ConfigError
 from dilm.icl import CONTENT_FREE, Reader, calibrated, demonstration_order, predictor
 from dilm.keys import content_key
 from dilm.llm import Llm
+from dilm.models import LlmConfig, SourceConfig
 from dilm.results import read_rows, read_table
 from dilm.sources import model_folder
 from dilm.stages import collect, generate

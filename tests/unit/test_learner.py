@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from dilm.config import LearnerConfig, OptimizerConfig, SourceConfig
+from dilm.config import OptimizerConfig
 from dilm.engine import TorchEngine
 from dilm.errors import ConfigError
 from dilm.learner import (
@@ -23,6 +23,7 @@ from dilm.learner import (
     text_loss,
 )
 from dilm.matching import head_gradients, parameter_gradient
+from dilm.models import LearnerConfig, SourceConfig
 from tests.unit.architectures import FAMILIES, learner_of
 
 CPU = torch.device("cpu")

@@ -8,9 +8,10 @@ import pytest
 
 from dilm import lineage
 from dilm.cells import cell_science, evaluation_cells
-from dilm.config import METHODS, Config, GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
+from dilm.config import METHODS, Config, TaskConfig
 from dilm.errors import ConfigError, MissingArtifactError
 from dilm.keys import content_key
+from dilm.models import GeneratorConfig, LearnerConfig, SourceConfig
 
 STAGES = ("pretrain", "match", "candidates", "dataset")
 ALL = (*STAGES, "protocol")

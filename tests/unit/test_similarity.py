@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dilm.config import Config, SourceConfig
+from dilm.config import Config
 from dilm.data import load_corpus
 from dilm.generator import build_generator
 from dilm.learner import build_learner
+from dilm.models import SourceConfig
 from dilm.similarity import SimilarityMonitor
 from dilm.sources import model_folder
 from dilm.streams import candidate_rows

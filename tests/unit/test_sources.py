@@ -23,8 +23,9 @@ import transformers
 from omegaconf import OmegaConf
 
 from dilm import convert, sources
-from dilm.config import CONF_FOLDER, GeneratorConfig, LearnerConfig, SourceConfig
+from dilm.config import CONF_FOLDER
 from dilm.errors import ConfigError, SourceError
+from dilm.models import GeneratorConfig, LearnerConfig, SourceConfig
 from dilm.sources import cache_folder, fetch_package, model_folder, source_id
 from dilm.tiny import build_tiny_model
 
@@ -253,7 +254,7 @@ def test_a_killed_process_leaves_no_final_folder(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from dilm import sources
-from dilm.config import SourceConfig
+from dilm.models import SourceConfig
 def killed(name, folder):
     (folder / "config.json").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

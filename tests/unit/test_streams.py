@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from dilm.config import Config, MatchConfig, SourceConfig, TaskConfig
+from dilm.config import Config, MatchConfig, TaskConfig
 from dilm.data import load_corpus
 from dilm.errors import DataError
 from dilm.features import FeatureStore
 from dilm.generator import build_generator
 from dilm.learner import build_learner
+from dilm.models import SourceConfig
 from dilm.sources import model_folder
 from dilm.streams import Writing, candidate_rows, real_batches, synthetic_pool, teacher_sets
 

@@ -10,9 +10,9 @@ import torch
 from pairs import TASK, rows
 from torch.nn import functional as F
 
-from dilm.config import GeneratorConfig, SourceConfig
 from dilm.generator import Generator, build_generator
 from dilm.likelihood import text_nll
+from dilm.models import GeneratorConfig, SourceConfig
 from dilm.sources import model_folder
 from dilm.writer import Writer, nucleus_draw, text_uniforms
 

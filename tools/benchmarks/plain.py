@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dilm.batching import Ids
 from dilm.compose import Composer
-from dilm.config import Config, LearnerConfig, OptimizerConfig, SourceConfig
+from dilm.config import Config, OptimizerConfig
+from dilm.models import LearnerConfig, SourceConfig
 from dilm.sources import model_folder
 
 CLIP = 1.0

@@ -51,6 +51,7 @@ class Contest:
     goals: list[Goal] = field(default_factory=list)
     precision: str = "fp32"
     tolerance: float = 0.01  # share by which values of one round may differ
+    rounding: float = 0.0  # by which they may differ however small they are
     note: str = ""
 
 
@@ -104,7 +105,8 @@ def alternate(
             if turn >= warm_up:
                 timings[side].append((took, done))
         found = np.array([*values.values()] or [0.0])
-        if not np.ptp(found) <= contest.tolerance * np.abs(found).max():  # nor where one is NaN
+        allowed = max(contest.rounding, contest.tolerance * np.abs(found).max())
+        if not np.ptp(found) <= allowed:  # nor where one is NaN
             raise RuntimeError(f"{contest.name}: the sides didn't do the same work: {values}")
     return timings
 

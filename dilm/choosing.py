@@ -1,0 +1,163 @@
+"""Data sets from candidates: what each may choose from, and what it takes (paper, section 3.4; docs/method.md)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dilm.config import EMBEDDED, WRITING_METHODS, Config
+from dilm.data import Corpus
+from dilm.device import pick_device
+from dilm.errors import DataError
+from dilm.features import FeatureStore
+from dilm.keys import derive_seed
+from dilm.lineage import selection_of
+from dilm.models import LearnerConfig
+from dilm.selection import SELECTIONS, random_rows
+from dilm.shards import ShardTable, concatenate
+from dilm.tables import TextTable
+from dilm.teaching import Labels, View, fitted, teach, view_of
+from dilm.words import word_features
+
+UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
+Text = tuple[str, ...]
+
+
+def chooser(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> Callable[[int], ShardTable]:
+    """What chooses the data set of a number, from candidates that have been embedded once for all of them."""
+    if selection_of(config) == "teach":
+        return _Teaching(config, candidates, corpus, cache).choose
+    embeddings = None
+    if selection_of(config) in EMBEDDED:
+        embeddings = _store(config, config.generate.encoder, cache).get(candidates.table.texts, "embed")
+        embeddings = normalize(embeddings, dim=1) if config.generate.unit_embeddings else embeddings
+
+    def choose(dataset: int) -> ShardTable:
+        labels = range(len(config.task.labels))
+        return concatenate([_choose(config, candidates, embeddings, dataset, label) for label in labels])
+
+    return choose
+
+
+def _store(config: Config, encoder: LearnerConfig, cache: Path) -> FeatureStore:
+    device = pick_device(config.device, config.threads)
+    return FeatureStore(encoder, len(config.task.labels), cache, device, config.precision)
+
+
+def _choose(
+    config: Config, candidates: ShardTable, embeddings_ND: Tensor | None, dataset: int, label: int
+) -> ShardTable:
+    """The `dpc` texts of one label in one data set."""
+    seed = _seed(config, dataset)
+    rows = _enough(config, candidates.table, _candidates_of(config, candidates, dataset, label), label)
+    draw = derive_seed("choose", seed, label)
+    selection = selection_of(config)
+    cluster = np.arange(config.dpc) if selection == "k_centers" else UNKNOWN
+    if embeddings_ND is not None:
+        chosen = SELECTIONS[selection](embeddings_ND[rows], config.dpc, draw)
+    elif selection == "random":
+        chosen = random_rows(len(rows), config.dpc, draw)
+    elif selection == "rank":
+        chosen = np.argsort(candidates.nll[rows], kind="stable")[: config.dpc]
+    else:
+        chosen = np.arange(config.dpc)
+    return candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed, cluster=cluster)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """All candidates, and training texts to score sets on, as one encoder sees them."""
+
+    candidates_ND: Tensor
+    scored_MD: Tensor
+
+
+class _Teaching:
+    """Chooses what teaches most. Every data set has its own candidates, and its own training texts to score on."""
+
+    def __init__(self, config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> None:
+        self.config, self.candidates = config, candidates
+        self.scored = corpus.train.take(scored_rows(config, candidates, corpus.train))
+        settings = config.generate.teach
+        stores = [_store(config, encoder, cache) for encoder in (config.generate.encoder, *settings.views.values())]
+        parts = (candidates.table.texts, self.scored.texts)
+        self.seen = [_Seen(*(store.get(texts, "embed") for texts in parts)) for store in stores]
+        if settings.words:
+            seed = derive_seed("word features", config.task.name)
+            self.seen.append(_Seen(*map(torch.from_numpy, word_features(parts, settings.words, seed))))
+
+    def choose(self, dataset: int) -> ShardTable:
+        """The data set of this number, class by class."""
+        config, settings, seed = self.config, self.config.generate.teach, _seed(self.config, dataset)
+        rows = np.concatenate(
+            [
+                _enough(config, self.candidates.table, _candidates_of(config, self.candidates, dataset, label), label)
+                for label in range(len(config.task.labels))
+            ]
+        )
+        draw = np.random.default_rng(derive_seed("scored", seed))
+        scored = draw.permutation(len(self.scored))[: settings.scored]
+        labels = Labels(self.candidates.table.labels[rows], self.scored.labels[scored], len(config.task.labels))
+        views = [self._view(seen, rows, scored, labels, seed) for seen in self.seen]
+        chosen, _ = teach(views, labels, config.dpc, derive_seed("teach", seed), settings.passes, settings.restarts)
+        return self.candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed)
+
+    def _view(self, seen: _Seen, rows: np.ndarray, scored: np.ndarray, labels: Labels, seed: int) -> View:
+        view = view_of(seen.candidates_ND[rows], seen.scored_MD[scored])
+        return fitted(view, labels, self.config.dpc, derive_seed("probes", seed))
+
+
+def scored_rows(config: Config, candidates: ShardTable, train: TextTable) -> np.ndarray:
+    """Training rows to score sets on: as they come in the corpus, and no candidates where there are enough others."""
+    draw = np.random.default_rng(derive_seed("scored pool", config.task.name, config.seed))
+    order = draw.permutation(len(train))
+    chosen_from = set(candidates.table.texts)
+    candidate_N = np.array([train.texts[row] in chosen_from for row in order])
+    return np.concatenate([order[~candidate_N], order[candidate_N]])[: config.generate.teach.pool]
+
+
+def _seed(config: Config, dataset: int) -> int:
+    return derive_seed("dataset", config.task.name, config.seed, dataset)
+
+
+def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
+    """Rows that a data set may choose from: all, its own candidates, or its seeded half of the pool.
+
+    The half is one of candidate numbers and doesn't depend on dpc or method, so data sets are nested over dpc and
+    paired over methods. Herding and ranking know no chance: their data sets differ by their halves alone.
+    """
+    rows = candidates.table.rows_by_label.get(label, np.zeros(0, dtype=int))
+    writing = config.method in WRITING_METHODS
+    fresh = config.generate.pool == "fresh"
+    if writing and fresh:
+        return rows[candidates.dataset[rows] == dataset]
+    if config.method == "random" or (fresh and config.method == "k_centers"):
+        return rows
+    numbers = candidates.seed[rows] if writing else np.arange(len(rows))
+    size = config.generate.pool_dpc if writing else len(rows)
+    generator = np.random.default_rng(derive_seed("half", config.task.name, config.seed, dataset, label))
+    half = generator.permutation(size)[: -(-size // 2)]
+    return rows[np.isin(numbers, half)]
+
+
+def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, label: int) -> np.ndarray:
+    """The rows of distinct texts. Raises DataError where they are fewer than dpc."""
+    first: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        first.setdefault(texts.texts[row], int(row))
+    if len(first) >= config.dpc:
+        return np.array(list(first.values()))
+    name, settings = config.task.labels[label], config.generate
+    if config.method not in WRITING_METHODS:
+        raise DataError(
+            f"dpc={config.dpc}, but label {name!r} has only {len(first)} distinct training texts; lower dpc."
+        )
+    size = -(-settings.pool_dpc // 2) if settings.pool == "shared" else settings.oversample * config.dpc
+    raise DataError(
+        f"only {len(first)} of {size} texts written for label {name!r} are well-formed and distinct; dpc={config.dpc} "
+        "needs more. Train longer (pretrain.steps), or raise generate.pool_dpc, generate.oversample or task.max_length."
+    )

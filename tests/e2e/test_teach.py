@@ -1,0 +1,108 @@
+"""Data sets chosen by what they teach, from real and from written texts; and that dev has no part in any choice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dilm import signals
+from dilm import train as train_command
+from dilm.choosing import scored_rows
+from dilm.config import Config, TaskConfig
+from dilm.data import load_corpus, load_split
+from dilm.errors import DataError
+from dilm.keys import derive_seed
+from dilm.shards import read_index, read_shards, shard_table
+from dilm.signals import Stopped
+from dilm.stages import generate
+from dilm.streams import candidate_rows
+from dilm.tables import TextTable
+
+Compose = Callable[..., Config]
+TEACH = ("generate.teach.scored=60", "generate.teach.words=8", "generate.teach.pool=200")
+TRAIN = ("pretrain.steps=60", "match.outer_steps=1", "match.inner_steps=2", "match.monitor_every=0")
+
+
+def write(path: Path, rows: TextTable, labels: np.ndarray) -> None:
+    lines = [f"{text}\t{label}" for (text,), label in zip(rows.texts, labels, strict=True)]
+    path.write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+
+
+def folder_of(path: Path, task: TaskConfig, cache: Path, shuffled: bool) -> Path:
+    """The tiny task's rows as files, dev with its own labels or with others'."""
+    path.mkdir()
+    for split in ("train", "dev"):
+        rows = load_split(task, split, cache)
+        labels = rows.labels
+        if shuffled and split == "dev":
+            labels = np.random.default_rng(0).permutation(labels)
+            assert (labels != rows.labels).any()
+        write(path / f"{split}.tsv", rows, labels)
+    return path
+
+
+@pytest.mark.parametrize("method", ["random", "k_centers", "herding", "teach", "rank", "lm", "dilm"])
+def test_dev_labels_touch_no_data_set(tiny: Compose, tiny_cache: Path, tmp_path: Path, method: str) -> None:
+    chosen = []
+    for shuffled in (False, True):
+        folder = folder_of(tmp_path / f"rows-{shuffled}", tiny().task, tiny_cache, shuffled)
+        keys = [f"task.path={folder}", "task.train=train.tsv", "task.dev=dev.tsv", "generate.selection=teach"]
+        config = tiny(*keys, *TEACH, *TRAIN, f"method={method}", f"root={tmp_path / f'runs-{shuffled}'}")
+        if method in ("rank", "lm", "dilm"):
+            train_command.run(config)
+        made = generate.run(config)
+        chosen.append({entry["file"]: (made.folder / entry["file"]).read_bytes() for entry in shards_of(made.folder)})
+    assert chosen[0] and chosen[0] == chosen[1]
+
+
+def shards_of(folder: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = read_index(folder)["shards"]
+    return found
+
+
+def test_every_data_set_has_its_own_texts_of_every_label(tiny: Compose) -> None:
+    found = read_shards(generate.run(tiny("method=teach", "n_datasets=3", *TEACH)).folder)
+    sets = [found.take(np.flatnonzero(found.dataset == number)) for number in range(3)]
+    for own in sets:
+        assert own.table.labels.tolist() == [0] * 4 + [1] * 4 and len(set(own.table.texts)) == 8
+    assert len({tuple(own.table.texts) for own in sets}) == 3
+
+
+def test_sets_are_scored_on_texts_that_are_no_candidates(tiny: Compose, tiny_cache: Path) -> None:
+    config = tiny("method=teach", "generate.real_candidates=100", "generate.teach.pool=200")
+    train = load_corpus(config.task, config.data, tiny_cache).train
+    rows = candidate_rows(train, 100, derive_seed("any"))
+    candidates = shard_table(train.take(rows))
+    scored = scored_rows(config, candidates, train)
+    texts = set(candidates.table.texts)
+    others = sum(text not in texts for text in train.texts)
+    assert len(set(scored)) == len(scored) == 200
+    assert sum(train.texts[row] not in texts for row in scored) == min(others, 200)
+
+
+def test_a_stopped_choice_goes_on_from_the_sets_that_it_has(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("method=teach", "n_datasets=3", *TEACH)
+    whole = read_shards(generate.run(tiny(*keys, f"root={tiny().root}-whole")).folder)
+    calls = 0
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stopped(again=False)
+
+    config = tiny(*keys)
+    monkeypatch.setattr(signals, "check_stop", stop)
+    with pytest.raises(Stopped):
+        generate.run(config)
+    monkeypatch.undo()
+    kept = sorted(path.name for path in Path(config.root).glob("tiny/teach-*.state/set-*"))
+    assert kept == ["set-000000", "set-000001"]
+    again = read_shards(generate.run(config).folder)
+    assert again.table.texts == whole.table.texts and not list(Path(config.root).glob("tiny/*.state"))
+
+
+def test_too_few_texts_of_a_label_are_named(tiny: Compose) -> None:
+    with pytest.raises(DataError, match="dpc=100000, but label"):
+        generate.run(tiny("method=teach", "dpc=100000", *TEACH))
