@@ -96,8 +96,9 @@ def _made(subject: Inspected) -> list[str]:
         lines.append(f"Gradient matching: {updates} updates against `{match['learner']['name']}`.")
     if method in (*EMBEDDED, "teach") or (method in WRITTEN and config["generate"]["selection"] != "none"):
         way = config["generate"]["selection"] if method in WRITTEN else method
-        views = config["generate"].get("teach", {}).get("views", {}).values() if way == "teach" else ()
-        encoders = ", ".join(f"`{encoder['name']}`" for encoder in (config["generate"]["encoder"], *views))
+        settings = config["generate"]
+        views = settings["teach"]["views"].values() if way == "teach" else ()
+        encoders = ", ".join(f"`{encoder['name']}`" for encoder in (views or [settings["encoder"]]))
         lines.append(f"Selection: `{way}` among embeddings of {encoders}.")
     return [*lines, "`provenance.json` has every setting, seed, version and hash."]
 

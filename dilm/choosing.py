@@ -15,12 +15,12 @@ from dilm.device import pick_device
 from dilm.errors import DataError
 from dilm.features import FeatureStore
 from dilm.keys import derive_seed
-from dilm.lineage import selection_of
+from dilm.lineage import selection_of, teach_views
 from dilm.models import LearnerConfig
 from dilm.selection import SELECTIONS, random_rows
 from dilm.shards import ShardTable, concatenate
 from dilm.tables import TextTable
-from dilm.teaching import Labels, View, fitted, teach, view_of
+from dilm.teaching import Labels, search, tuned, view_of
 from dilm.words import word_features
 
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
@@ -83,7 +83,7 @@ class _Teaching:
         self.config, self.candidates = config, candidates
         self.scored = corpus.train.take(scored_rows(config, candidates, corpus.train))
         settings = config.generate.teach
-        stores = [_store(config, encoder, cache) for encoder in (config.generate.encoder, *settings.views.values())]
+        stores = [_store(config, view, cache) for view in teach_views(config)]
         parts = (candidates.table.texts, self.scored.texts)
         self.seen = [_Seen(*(store.get(texts, "embed") for texts in parts)) for store in stores]
         if settings.words:
@@ -99,16 +99,13 @@ class _Teaching:
                 for label in range(len(config.task.labels))
             ]
         )
-        draw = np.random.default_rng(derive_seed("scored", seed))
-        scored = draw.permutation(len(self.scored))[: settings.scored]
+        random = np.random.default_rng(derive_seed("scored", seed))
+        scored = random.permutation(len(self.scored))[: settings.scored]
         labels = Labels(self.candidates.table.labels[rows], self.scored.labels[scored], len(config.task.labels))
-        views = [self._view(seen, rows, scored, labels, seed) for seen in self.seen]
-        chosen, _ = teach(views, labels, config.dpc, derive_seed("teach", seed), settings.passes, settings.restarts)
+        views = [view_of(seen.candidates_ND[rows], seen.scored_MD[scored]) for seen in self.seen]
+        views, draw = tuned(views, labels, config.dpc, derive_seed("probes", seed)), derive_seed("search", seed)
+        chosen, _ = search(views, labels, config.dpc, draw, settings.passes, settings.restarts)
         return self.candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed)
-
-    def _view(self, seen: _Seen, rows: np.ndarray, scored: np.ndarray, labels: Labels, seed: int) -> View:
-        view = view_of(seen.candidates_ND[rows], seen.scored_MD[scored])
-        return fitted(view, labels, self.config.dpc, derive_seed("probes", seed))
 
 
 def scored_rows(config: Config, candidates: ShardTable, train: TextTable) -> np.ndarray:

@@ -123,10 +123,10 @@ class MatchConfig:
 
 @dataclass
 class TeachConfig:
-    """Choosing a set by what it teaches a proxy: ridge regression in the inner products of several encoders."""
+    """Choosing a set by what it teaches a proxy: ridge regression in the inner products of one encoder or several."""
 
-    views: dict[str, LearnerConfig] = field(default_factory=dict)  # encoders beside generate.encoder, by any name
-    words: int = 256  # directions of word counts as one encoder more; 0: none
+    views: dict[str, LearnerConfig] = field(default_factory=dict)  # encoders, by any name; none: generate.encoder
+    words: int = 0  # directions of word counts, as one encoder more; 0: none
     pool: int = 10_000  # training texts that are embedded to score sets on
     scored: int = 3_000  # of them that a data set is scored on, drawn for each
     passes: int = 2  # over a set's texts, each swapped for the candidate that is worth most in its place

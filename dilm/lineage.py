@@ -164,6 +164,11 @@ def selection_of(config: Config) -> str:
     return config.generate.selection if config.method in WRITING_METHODS else config.method
 
 
+def teach_views(config: Config) -> list[LearnerConfig]:
+    """The encoders in whose inner products the proxies learn that `selection=teach` chooses by."""
+    return list(config.generate.teach.views.values()) or [config.generate.encoder]
+
+
 def dataset_artifact(config: Config, data_hash: str) -> Artifact:
     """The distilled data sets of one method and size."""
     settings, selection = config.generate, selection_of(config)
@@ -183,9 +188,8 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         "seed": config.seed,
     }
     if selection == "teach":
-        encoders = (settings.encoder, *settings.teach.views.values())
         science |= {"teach": without(plain(settings.teach), "views"), "precision": config.precision}
-        science |= {"encoders": [learner_science(encoder) for encoder in encoders], "data": data_hash}
+        science |= {"views": [learner_science(view) for view in teach_views(config)], "data": data_hash}
     if selection in EMBEDDED:
         encoder = learner_science(settings.encoder) | {"unit_embeddings": settings.unit_embeddings}
         science |= {"encoder": encoder, "precision": config.precision}

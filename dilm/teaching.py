@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # times a text's mean squared length
-SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)  # of logits
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times a text's mean squared length
+SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of logits
 PROBES = 8  # random sets on which ridge and scale are fitted
 LARGEST = 80.0  # exponent; beyond it a cross-entropy is as good as its difference of logits
 
@@ -114,10 +114,8 @@ def cross_entropies(moves_BM: Tensor, steps_BC: Tensor, logits_MC: Tensor, label
     return total_B / len(labels.scored_M)
 
 
-def fitted(view: View, labels: Labels, dpc: int, seed: int) -> View:
-    """The view with the ridge and the scale that random sets of this size, of training texts, are worth most with."""
-    random = np.random.default_rng(seed)
-    sets = [random_start(labels, dpc, random) for _ in range(PROBES)]
+def fitted(view: View, labels: Labels, sets: Sequence[Sequence[int]]) -> View:
+    """The view with the ridge and the scale that these sets are worth most with, on the scored (training) texts."""
     truth, best = torch.as_tensor(labels.scored_M), (np.inf, view)
     for ridge in RIDGES:
         tried = replace(view, ridge=ridge)
@@ -164,10 +162,22 @@ def swapped(
     return chosen, best
 
 
-def teach(
-    views: Sequence[View], labels: Labels, dpc: int, seed: int, passes: int = 4, restarts: int = 0
+def tuned(views: Sequence[View], labels: Labels, dpc: int, seed: int) -> list[View]:
+    """The views with ridge and scale for sets that were searched for, rather than for random ones.
+
+    Random sets teach little: what fits them is too timid for what a search finds. So they only fit a first greedy set,
+    which then fits the views.
+    """
+    random = np.random.default_rng(seed)
+    probes = [random_start(labels, dpc, random) for _ in range(PROBES)]
+    greedy = greedy_start([fitted(view, labels, probes) for view in views], labels, dpc)
+    return [fitted(view, labels, [greedy]) for view in views]
+
+
+def search(
+    views: Sequence[View], labels: Labels, dpc: int, seed: int, passes: int = 2, restarts: int = 0
 ) -> tuple[list[int], float]:
-    """The set of `dpc` candidates a class that teaches most, and its value: greedy and random starts, then swaps.
+    """The set of `dpc` candidates a class that is worth most, and its value: greedy and random starts, then swaps.
 
     Rows stand class by class. Raises ValueError where a class has fewer candidates.
     """
