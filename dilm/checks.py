@@ -68,7 +68,7 @@ AT_LEAST_ONE = (
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
-    "generate.teach.pool generate.teach.scored generate.teach.passes "
+    "generate.teach.pool generate.teach.scored "
     "evaluate.dev_rows audit.span audit.embedded_rows icl.max_length evaluate.full.epochs evaluate.full.batch "
     "task.max_length learner.max_length engine.accumulate checkpoint.steps checkpoint.keep launcher.nodes "
     "launcher.tasks launcher.cpus launcher.mem_gb launcher.minutes launcher.array_parallelism launcher.cells_per_job "
@@ -83,7 +83,7 @@ POSITIVE = (
 ).split()
 
 NOT_NEGATIVE = (
-    "data.valid_rows audit.listed icl.shots generate.teach.words generate.teach.restarts "
+    "data.valid_rows audit.listed icl.shots generate.teach.words generate.teach.passes generate.teach.restarts "
     "pretrain.valid_every match.lm_weight match.learner_steps match.monitor_every "
     "pretrain.optimizer.warmup match.optimizer.warmup match.learner_optimizer.warmup evaluate.optimizer.warmup "
     "launcher.gpus launcher.max_requeues site.gpus site.signal_seconds"
@@ -223,6 +223,8 @@ def _check_numbers(config: Config) -> None:
             f"task.max_length is {config.task.max_length}; a text of {len(config.task.fields)} fields takes at least "
             f"{shortest} tokens, with its control tokens."
         )
+    if not 0 <= config.generate.teacher_filter < 1:
+        raise ConfigError(f"generate.teacher_filter is {config.generate.teacher_filter}; it is a share, 0 to below 1.")
     dropout = config.generator.dropout
     if dropout is not None and not 0 <= dropout < 1:
         raise ConfigError(f"generator.dropout is {dropout}; it is a share, from 0 to below 1.")

@@ -117,6 +117,29 @@ def scored_rows(config: Config, candidates: ShardTable, train: TextTable) -> np.
     return np.concatenate([order[~candidate_N], order[candidate_N]])[: config.generate.teach.pool]
 
 
+def trusted_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path) -> np.ndarray:
+    """Rows whose label a linear teacher, of the whole training set, does not doubt.
+
+    It doubts a text whose log-odds for its label are below those of all but the `generate.teacher_filter` least likely
+    held-out training texts.
+    """
+    from sklearn.linear_model import LogisticRegression  # heavy
+
+    store = _store(config, config.generate.encoder, cache)
+    parts = (corpus.train, corpus.valid, table)
+    train_ND, valid_ND, own_ND = (store.get(part.texts, "embed").numpy() for part in parts)
+    middle_D, spread = train_ND.mean(0), train_ND.std()
+    teacher = LogisticRegression(max_iter=300).fit((train_ND - middle_D) / spread, corpus.train.labels)
+
+    def odds(features_ND: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+        log_ND = teacher.predict_log_proba((features_ND - middle_D) / spread)
+        own_N = log_ND[np.arange(len(labels_N)), labels_N]
+        return own_N - np.log(-np.expm1(np.minimum(own_N, -1e-12)))
+
+    limit = np.quantile(odds(valid_ND, corpus.valid.labels), config.generate.teacher_filter)
+    return np.flatnonzero(odds(own_ND, table.labels) >= limit)
+
+
 def _seed(config: Config, dataset: int) -> int:
     return derive_seed("dataset", config.task.name, config.seed, dataset)
 

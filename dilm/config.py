@@ -146,6 +146,7 @@ class GenerateConfig:
     selection: str = "k_centers"  # of written texts: k_centers, herding, teach, or none, the first dpc candidates
     teach: TeachConfig = field(default_factory=TeachConfig)
     exclude_copies: bool = False  # written texts that are training texts, but for case and punctuation, are not chosen
+    teacher_filter: float = 0.0  # written texts go out that a teacher doubts more than all but this share of real ones
     top_p: float = 0.95  # of the nucleus that tokens are drawn from
     batch: int = 256  # texts written at a time
 

@@ -195,7 +195,10 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         science |= {"encoder": encoder, "precision": config.precision}
     if config.method in GENERATOR_METHODS:
         science |= {"parent": candidates_artifact(config, data_hash).key}
-        science |= {"exclude_copies": True} if config.method in WRITING_METHODS and settings.exclude_copies else {}
+        if config.method in WRITING_METHODS:
+            science |= {"exclude_copies": True} if settings.exclude_copies else {}
+            filtered = {"share": settings.teacher_filter, "encoder": learner_science(settings.encoder)}
+            science |= {"teacher_filter": filtered | {"data": data_hash}} if settings.teacher_filter else {}
     else:
         science |= {**real, "real_candidates": settings.real_candidates}
     return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)

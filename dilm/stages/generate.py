@@ -8,7 +8,7 @@ import torch
 
 from dilm import signals
 from dilm.artifacts import Artifact, make
-from dilm.choosing import chooser
+from dilm.choosing import chooser, trusted_rows
 from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, plain
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device
@@ -45,7 +45,9 @@ def run(config: Config, world: World = ALONE) -> Artifact:
 
     def choose(folder: Path) -> None:
         if world.main:
-            candidates = _real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool)
+            candidates = (
+                _real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool, cache)
+            )
             _choose_all(config, artifact, candidates, corpus, cache, folder)
 
     make(artifact, choose, config, ranks=world)
@@ -67,12 +69,16 @@ def _pool(config: Config, corpus: Corpus, world: World) -> Path:
     return pool.folder
 
 
-def _written_or_ranked(config: Config, corpus: Corpus, pool: Path) -> ShardTable:
-    """The candidates of a pool; where asked without those that a generator has copied from its training texts."""
-    candidates = read_shards(pool)
-    if not config.generate.exclude_copies or config.method not in WRITING_METHODS:
+def _written_or_ranked(config: Config, corpus: Corpus, pool: Path, cache: Path) -> ShardTable:
+    """The candidates of a pool; where asked without copies of training texts, and without what a teacher doubts."""
+    candidates, settings = read_shards(pool), config.generate
+    if config.method not in WRITING_METHODS:
         return candidates
-    return candidates.take(np.flatnonzero(copies(candidates.table.texts, corpus.train.texts) == NONE))
+    if settings.exclude_copies:
+        candidates = candidates.take(np.flatnonzero(copies(candidates.table.texts, corpus.train.texts) == NONE))
+    if settings.teacher_filter:
+        candidates = candidates.take(trusted_rows(config, candidates.table, corpus, cache))
+    return candidates
 
 
 def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:

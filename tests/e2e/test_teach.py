@@ -8,7 +8,7 @@ import pytest
 
 from dilm import signals
 from dilm import train as train_command
-from dilm.choosing import scored_rows
+from dilm.choosing import scored_rows, trusted_rows
 from dilm.config import Config, TaskConfig
 from dilm.data import load_corpus, load_split
 from dilm.errors import DataError
@@ -101,6 +101,26 @@ def test_a_stopped_choice_goes_on_from_the_sets_that_it_has(tiny: Compose, monke
     assert kept == ["set-000000", "set-000001"]
     again = read_shards(generate.run(config).folder)
     assert again.table.texts == whole.table.texts and not list(Path(config.root).glob("tiny/*.state"))
+
+
+def test_a_teacher_of_all_training_texts_doubts_wrong_labels(tiny: Compose, tiny_cache: Path) -> None:
+    config = tiny("generate.teacher_filter=0.05")
+    corpus = load_corpus(config.task, config.data, tiny_cache)
+    rows = corpus.valid
+    wrong = np.arange(len(rows)) % 4 == 0
+    mixed = TextTable(rows.fields, rows.texts, np.where(wrong, 1 - rows.labels, rows.labels))
+    kept = trusted_rows(config, mixed, corpus, tiny_cache)
+    right = np.flatnonzero(~wrong)
+    assert len(np.intersect1d(kept, right)) >= 0.9 * len(right)
+    assert wrong[kept].mean() < 0.7 * wrong.mean()
+
+
+def test_filtered_texts_make_other_data_sets(tiny: Compose) -> None:
+    keys = ("method=lm", *TRAIN)
+    train_command.run(tiny(*keys))
+    plain, filtered = (generate.run(tiny(*keys, f"generate.teacher_filter={share}")) for share in (0, 0.3))
+    assert plain != filtered
+    assert read_index(filtered.folder)["about"]["candidates"] < read_index(plain.folder)["about"]["candidates"]
 
 
 def test_too_few_texts_of_a_label_are_named(tiny: Compose) -> None:
