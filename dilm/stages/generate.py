@@ -175,16 +175,18 @@ def _choose_all(
         write_shards(folder, whole, attributes, about)
         return
     choose = chooser(config, candidates, corpus, cache)
-    parts = []
+
+    def kept(dataset: int) -> ShardTable:
+        own = artifact.state / f"set-{dataset:06d}"
+        if not own.is_dir():
+            signals.check_stop()
+            with new_folder(own) as temporary:
+                write_shards(temporary, choose(dataset), attributes, {})
+        bar.update()
+        return read_shards(own)
+
     with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
-        for dataset in range(config.n_datasets):
-            kept = artifact.state / f"set-{dataset:06d}"
-            if not kept.is_dir():
-                signals.check_stop()
-                with new_folder(kept) as temporary:
-                    write_shards(temporary, choose(dataset), attributes, {})
-            parts.append(read_shards(kept))
-            bar.update()
+        parts = [kept(dataset) for dataset in range(config.n_datasets)]
     write_shards(folder, concatenate(parts), attributes, about)
 
 

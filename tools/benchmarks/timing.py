@@ -51,8 +51,8 @@ class Contest:
     goals: list[Goal] = field(default_factory=list)
     precision: str = "fp32"
     tolerance: float = 0.01  # share by which values of one round may differ
-    rounding: float = 0.0  # by which they may differ however small they are
     note: str = ""
+    rounding: float = 0.0  # by which they may differ however small they are
 
 
 def speed_up(bound: float | None, over: str = "baseline", side: str = "ours") -> Goal:
