@@ -147,11 +147,13 @@ Cells = Mapping[tuple[str, int], pd.DataFrame]
 
 
 def comparisons(methods: set[str]) -> list[tuple[str, str]]:
-    """Which methods are compared: dilm with every other, and every other with random."""
+    """Which methods are compared: dilm with every other, what `teach` chose with K-centers, and all with random."""
     known = [name for name in _in_order(methods) if base_of(name) in METHODS and name != "full"]
     others = [name for name in known if name not in ("dilm", "random")]
     with_dilm = [("dilm", name) for name in [*reversed(others), "random"] if {"dilm", name} <= set(known)]
-    return with_dilm + [(name, "random") for name in others if "random" in known]
+    taught = [name for name in others if "teach" in name.split(", ")]  # of real texts, or as a variant
+    with_centers = [(name, "k_centers") for name in taught if "k_centers" in known]
+    return with_dilm + with_centers + [(name, "random") for name in others if "random" in known]
 
 
 def _differences(cells: Cells) -> dict[tuple[str, str, int], Difference]:

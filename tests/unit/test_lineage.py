@@ -258,3 +258,23 @@ def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path, stage:
         artifact.require()
     artifact.folder.mkdir(parents=True)
     assert artifact.require() == artifact.folder
+
+
+def dataset_key(**changes: Any) -> str:
+    return lineage.dataset_artifact(tiny_config(**changes), "rows").key
+
+
+def test_how_teach_chooses_is_in_its_keys_alone() -> None:
+    other = learner(built="tiny-gpt2")
+    taught = {"method": "teach"}
+    assert dataset_key(**taught) != dataset_key(**taught, generate__teach__scored=7)
+    assert dataset_key(**taught) != dataset_key(**taught, generate__encoder=other)
+    viewed = {**taught, "generate__teach__views": {"any": learner()}}
+    assert dataset_key(**viewed) == dataset_key(**taught)  # the same view, by another name
+    assert dataset_key(**viewed) == dataset_key(**viewed, generate__encoder=other)
+    assert dataset_key(method="k_centers") == dataset_key(method="k_centers", generate__teach__scored=7)
+
+
+def test_a_teachers_filter_is_in_the_keys_of_written_texts_alone() -> None:
+    for method, same in (("dilm", False), ("lm", False), ("rank", True), ("k_centers", True)):
+        assert (dataset_key(method=method) == dataset_key(method=method, generate__teacher_filter=0.1)) == same

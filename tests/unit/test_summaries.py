@@ -9,7 +9,7 @@ import pytest
 from reports import DILM, FULL, RANDOM, cells, frame, one_table
 
 from dilm.markup import markdown
-from dilm.summaries import across_models, make_tables
+from dilm.summaries import across_models, comparisons, make_tables
 
 
 def test_a_summary_is_over_models_and_its_interval_over_data_sets() -> None:
@@ -54,6 +54,12 @@ def test_every_comparison_of_the_paper_is_made() -> None:
     pairs = {(first, second) for first, second, _ in one_table(rows).differences}
     with_dilm = {("dilm", "lm"), ("dilm", "k_centers"), ("dilm", "random")}
     assert pairs == with_dilm | {("k_centers", "random"), ("lm", "random")}
+
+
+def test_what_teach_chose_is_compared_with_k_centers() -> None:
+    pairs = comparisons({"random", "k_centers", "herding", "teach", "dilm", "dilm, teach"})
+    assert {("teach", "k_centers"), ("dilm, teach", "k_centers"), ("dilm", "dilm, teach")} <= set(pairs)
+    assert ("herding", "k_centers") not in pairs and len(pairs) == len(set(pairs))
 
 
 def test_p_values_of_a_table_are_corrected_as_one_family() -> None:
