@@ -166,7 +166,7 @@ def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:
 def _choose_all(
     config: Config, artifact: Artifact, candidates: ShardTable, corpus: Corpus, cache: Path, folder: Path
 ) -> None:
-    """Choose every data set, and write them all. A data set is kept as it is chosen, for a job that is queued again."""
+    """Choose every data set, and write them all. What takes long is kept meanwhile, for a job that is queued again."""
     selection = selection_of(config)
     about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
     attributes = _attributes(config, artifact.key, config.dpc if selection != "full" else 0)
@@ -182,11 +182,13 @@ def _choose_all(
             signals.check_stop()
             with new_folder(own) as temporary:
                 write_shards(temporary, choose(dataset), attributes, {})
-        bar.update()
         return read_shards(own)
 
+    parts = []
     with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
-        parts = [kept(dataset) for dataset in range(config.n_datasets)]
+        for dataset in range(config.n_datasets):
+            parts.append(kept(dataset) if selection == "teach" else choose(dataset))
+            bar.update()
     write_shards(folder, concatenate(parts), attributes, about)
 
 
