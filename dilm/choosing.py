@@ -179,5 +179,6 @@ def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, 
     size = -(-settings.pool_dpc // 2) if settings.pool == "shared" else settings.oversample * config.dpc
     raise DataError(
         f"only {len(first)} of {size} texts written for label {name!r} are well-formed and distinct; dpc={config.dpc} "
-        "needs more. Train longer (pretrain.steps), or raise generate.pool_dpc, generate.oversample or task.max_length."
+        "needs more. Train longer (pretrain.steps), or raise generate.pool_dpc, generate.oversample or task.max_length"
+        + (f"; or lower generate.teacher_filter={settings.teacher_filter}." if settings.teacher_filter else ".")
     )
