@@ -1,6 +1,6 @@
 """Data sets from candidates: what each may choose from, and what it takes (paper, section 3.4; docs/method.md)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from dilm.teaching import Labels, search, tuned, view_of
 from dilm.words import word_features
 
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
-Text = tuple[str, ...]
 
 
 def chooser(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> Callable[[int], ShardTable]:
@@ -53,7 +52,7 @@ def _choose(
 ) -> ShardTable:
     """The `dpc` texts of one label in one data set."""
     seed = _seed(config, dataset)
-    rows = _enough(config, candidates.table, _candidates_of(config, candidates, dataset, label), label)
+    rows = _distinct(config, candidates, dataset, label)
     draw = derive_seed("choose", seed, label)
     selection = selection_of(config)
     cluster = np.arange(config.dpc) if selection == "k_centers" else UNKNOWN
@@ -93,15 +92,11 @@ class _Teaching:
     def choose(self, dataset: int) -> ShardTable:
         """The data set of this number, class by class."""
         config, settings, seed = self.config, self.config.generate.teach, _seed(self.config, dataset)
-        rows = np.concatenate(
-            [
-                _enough(config, self.candidates.table, _candidates_of(config, self.candidates, dataset, label), label)
-                for label in range(len(config.task.labels))
-            ]
-        )
+        n_labels = len(config.task.labels)
+        rows = np.concatenate([_distinct(config, self.candidates, dataset, label) for label in range(n_labels)])
         random = np.random.default_rng(derive_seed("scored", seed))
         scored = random.permutation(len(self.scored))[: settings.scored]
-        labels = Labels(self.candidates.table.labels[rows], self.scored.labels[scored], len(config.task.labels))
+        labels = Labels(self.candidates.table.labels[rows], self.scored.labels[scored], n_labels)
         views = [view_of(seen.candidates_ND[rows], seen.scored_MD[scored]) for seen in self.seen]
         views, draw = tuned(views, labels, config.dpc, derive_seed("probes", seed)), derive_seed("search", seed)
         chosen, _ = search(views, labels, config.dpc, draw, settings.passes, settings.restarts)
@@ -164,8 +159,9 @@ def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: 
     return rows[np.isin(numbers, half)]
 
 
-def _enough(config: Config, texts: TextTable, rows: Sequence[int] | np.ndarray, label: int) -> np.ndarray:
-    """The rows of distinct texts. Raises DataError where they are fewer than dpc."""
+def _distinct(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
+    """The candidates of a data set and label, each text once. Raises DataError where they are fewer than dpc."""
+    texts, rows = candidates.table, _candidates_of(config, candidates, dataset, label)
     first: dict[tuple[str, ...], int] = {}
     for row in rows:
         first.setdefault(texts.texts[row], int(row))
