@@ -13,6 +13,7 @@ from dilm.config import (
     LEARNERS,
     METHODS,
     METRICS,
+    OBJECTIVES,
     STAGES,
     TWO_LABEL_METRICS,
     Config,
@@ -33,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.embedding": EMBEDDINGS,
     "match.learner.pooling": POOLINGS,
     "match.learner.embedding": EMBEDDINGS,
+    "match.objective": OBJECTIVES,
     "match.learners": LEARNERS,
     "match.nll_average": ("tokens", "padded"),
     "generate.encoder.embedding": EMBEDDINGS,
@@ -66,6 +68,7 @@ AT_LEAST_ONE = (
     "dpc n_datasets n_seeds threads pretrain.steps pretrain.batch pretrain.log_every match.outer_steps "
     "match.inner_steps match.pool_size match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
     "match.real_batches match.repset_dpc match.n_repset match.real_candidates match.regenerate_every "
+    "match.taught_sets match.taught_dpc "
     "match.pool_dpc match.monitor_dpc match.log_every generate.pool_dpc generate.real_candidates "
     "generate.oversample generate.batch match.lm_batch evaluate.steps evaluate.batch evaluate.n_datasets "
     "generate.teach.pool generate.teach.scored "

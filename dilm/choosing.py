@@ -1,7 +1,7 @@
 """Data sets from candidates: what each may choose from, and what it takes (paper, section 3.4; docs/method.md)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,14 @@ from dilm.keys import derive_seed
 from dilm.lineage import selection_of, teach_views
 from dilm.models import LearnerConfig
 from dilm.selection import SELECTIONS, random_rows
-from dilm.shards import ShardTable, concatenate
+from dilm.shards import ShardTable, concatenate, shard_table
+from dilm.streams import candidate_rows
 from dilm.tables import TextTable
 from dilm.teaching import Labels, search, tuned, view_of
+from dilm.tracking import Progress
 from dilm.words import word_features
 
+SHARED = -1  # data-set index of candidates that all data sets share
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
@@ -40,6 +43,27 @@ def chooser(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path)
         return concatenate([_choose(config, candidates, embeddings, dataset, label) for label in labels])
 
     return choose
+
+
+def real_candidates(config: Config, corpus: Corpus) -> ShardTable:
+    """The training rows that a method chooses from; `seed` is the row's number."""
+    rows = np.arange(len(corpus.train))
+    if config.method not in ("random", "full"):
+        seed = derive_seed("real candidates", config.task.name, config.seed)
+        rows = candidate_rows(corpus.train, config.generate.real_candidates, seed)
+    return shard_table(corpus.train.take(rows), dataset=SHARED, seed=rows)
+
+
+def taught_texts(config: Config, corpus: Corpus, cache: Path) -> TextTable:
+    """The real texts of `match.taught_sets` sets that teach most, for the generator to imitate: as often as chosen."""
+    config = replace(config, method="teach", dpc=config.match.taught_dpc)
+    choose = chooser(config, real_candidates(config, corpus), corpus, cache)
+    bar = Progress(config.match.taught_sets, "choose what the generator imitates")
+    sets = []
+    for dataset in range(config.match.taught_sets):
+        sets.append(choose(dataset))
+        bar.update()
+    return concatenate(sets).table
 
 
 def _store(config: Config, encoder: LearnerConfig, cache: Path) -> FeatureStore:

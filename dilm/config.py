@@ -19,6 +19,7 @@ WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
 STAGES = ("pretrain", "learners", "match")
 LEARNERS = ("fresh", "continued", "pool")
+OBJECTIVES = ("gradient", "teach")
 EVALUATORS = ("finetune", "icl", "words")
 ENGINES = ("auto", "torch", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 METRICS = ("accuracy", "f1", "accuracy_f1", "matthews", "macro_f1")
@@ -86,8 +87,11 @@ class PretrainConfig:
 
 @dataclass
 class MatchConfig:
-    """Gradient matching. Paper: 2,000 outer x 10 inner updates, lr 3e-7."""
+    """Gradient matching, or imitation of what teaches. Paper: 2,000 outer x 10 inner updates, lr 3e-7."""
 
+    objective: str = "gradient"  # gradient: match the real ones (paper); teach: imitate what method=teach takes
+    taught_sets: int = 24  # sets of real texts that are imitated
+    taught_dpc: int = 20  # texts a class of each
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     outer_steps: int = 2_000  # fresh learners
     inner_steps: int = 10  # generator updates a learner
@@ -102,7 +106,7 @@ class MatchConfig:
     trajectory: int | None = None  # the one of the pool that stages=[learners] makes; null: all
     parameters: str = "classifier"  # whose gradient is matched: classifier, last_layers:k or all
     lm_weight: float = 0.0  # of the language-model loss on real texts, as a regulariser beside the matching loss
-    lm_batch: int = 64  # real texts for it
+    lm_batch: int = 64  # real texts for it; those of an update with objective=teach
     synthetic_dpc: int = 64  # M: synthetic texts a class in an update
     real_dpc: int = 200  # real texts a class in an update
     real_batches: int = 1  # real batches averaged for one update

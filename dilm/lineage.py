@@ -113,13 +113,26 @@ def teacher_artifact(config: Config, data_hash: str, number: int) -> Artifact:
 
 def pool_artifacts(config: Config, data_hash: str) -> list[tuple[Artifact, Artifact]]:
     """Every trajectory of the pool with its teacher; none where a matching has no pool."""
-    numbers = range(config.match.pool_size) if config.match.learners == "pool" else ()
+    pooled = config.match.objective == "gradient" and config.match.learners == "pool"
+    numbers = range(config.match.pool_size) if pooled else ()
     return [(trajectory_artifact(config, data_hash, n), teacher_artifact(config, data_hash, n)) for n in numbers]
 
 
 def match_artifact(config: Config, data_hash: str) -> Artifact:
-    """The generator after gradient matching (method `dilm`)."""
-    aside = ("learner", "trajectory", "log_every", "monitor_every", "monitor_dpc", "monitor_states")
+    """The generator after gradient matching, or after imitating what teaches (method `dilm`)."""
+    if config.match.objective == "teach":
+        return _artifact(config, "match", f"dilm-{config.generator.name}", _imitation_science(config, data_hash))
+    aside = (
+        "objective",
+        "taught_sets",
+        "taught_dpc",
+        "learner",
+        "trajectory",
+        "log_every",
+        "monitor_every",
+        "monitor_dpc",
+        "monitor_states",
+    )
     unused = ("real_dpc",) if config.match.learners == "pool" else ("pool_size",)
     science = {
         "parent": pretrain_artifact(config, data_hash).key,
@@ -130,6 +143,25 @@ def match_artifact(config: Config, data_hash: str) -> Artifact:
         "seed": config.seed,
     }
     return _artifact(config, "match", f"dilm-{config.generator.name}", science)
+
+
+def _imitation_science(config: Config, data_hash: str) -> dict[str, Any]:
+    match = config.match
+    names = ("objective", "taught_sets", "taught_dpc", "lm_batch")
+    return {
+        "parent": pretrain_artifact(config, data_hash).key,
+        "match": {name: getattr(match, name) for name in names} | {"optimizer": plain(match.optimizer)},
+        "steps": match.outer_steps * match.inner_steps,
+        "teach": _teach_science(config) | {"real_candidates": config.generate.real_candidates},
+        "pool": config.generate.pool,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+
+
+def _teach_science(config: Config) -> dict[str, Any]:
+    views = [learner_science(view) for view in teach_views(config)]
+    return {"teach": without(plain(config.generate.teach), "views"), "views": views}
 
 
 def generator_artifact(config: Config, data_hash: str) -> Artifact:
@@ -188,8 +220,7 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
         "seed": config.seed,
     }
     if selection == "teach":
-        science |= {"teach": without(plain(settings.teach), "views"), "precision": config.precision}
-        science |= {"views": [learner_science(view) for view in teach_views(config)], "data": data_hash}
+        science |= _teach_science(config) | {"precision": config.precision, "data": data_hash}
     if selection in EMBEDDED:
         encoder = learner_science(settings.encoder) | {"unit_embeddings": settings.unit_embeddings}
         science |= {"encoder": encoder, "precision": config.precision}

@@ -16,7 +16,7 @@ published lineage shards results cells overlap diversity inspected statistics ca
 health plots page mlflow_store compose help closing plan runner submit study status launcher
 matching clustering selection metrics words
 device batching world optimizer zero engine generator likelihood writer checkpoints learner gradients features streams
-teaching choosing trajectory teacher similarity finetune llm icl
+language_model teaching choosing trajectory teacher similarity finetune llm icl
 """.split()
 SIDE_BY_SIDE = [
     {f"stages.{path.stem}" for path in (PACKAGE / "stages").glob("[a-z]*.py")},

@@ -8,26 +8,22 @@ import torch
 
 from dilm import signals
 from dilm.artifacts import Artifact, make
-from dilm.choosing import chooser, trusted_rows
+from dilm.choosing import SHARED, chooser, real_candidates, trusted_rows
 from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, plain
 from dilm.data import Corpus, load_corpus
 from dilm.device import pick_device
 from dilm.files import new_folder
 from dilm.generator import load_generator
-from dilm.keys import derive_seed
 from dilm.likelihood import text_nll
 from dilm.lineage import candidates_artifact, dataset_artifact, generator_artifact, selection_of
 from dilm.overlap import NONE, copies
 from dilm.published import read_published
 from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
 from dilm.sources import cache_folder
-from dilm.streams import candidate_rows
 from dilm.tables import table
 from dilm.tracking import Progress
 from dilm.world import ALONE, World
 from dilm.writer import Writer
-
-SHARED = -1  # data-set index of candidates that all data sets share
 
 
 def run(config: Config, world: World = ALONE) -> Artifact:
@@ -46,7 +42,7 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     def choose(folder: Path) -> None:
         if world.main:
             candidates = (
-                _real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool, cache)
+                real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool, cache)
             )
             _choose_all(config, artifact, candidates, corpus, cache, folder)
 
@@ -135,7 +131,7 @@ def _write_part(config: Config, writer: Writer, dataset: int, label: int, indice
 
 def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus, world: World, folder: Path) -> None:
     """Real texts with their NLL under the generator."""
-    candidates = _real_candidates(config, corpus)
+    candidates = real_candidates(config, corpus)
     generator = load_generator(parent, config.generator, config.task, pick_device(config.device, config.threads))
     generator.model.eval()
     own = list(world.mine(len(candidates)))
@@ -152,15 +148,6 @@ def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus,
         about = {"ranked": len(candidates), "config": plain(config)}
         ranked = candidates.with_columns(nll=np.array(nll, dtype=np.float32))
         write_shards(folder, ranked, _attributes(config, artifact.key, 0), about)
-
-
-def _real_candidates(config: Config, corpus: Corpus) -> ShardTable:
-    """The training rows that a method chooses from; `seed` is the row's number."""
-    rows = np.arange(len(corpus.train))
-    if config.method not in ("random", "full"):
-        seed = derive_seed("real candidates", config.task.name, config.seed)
-        rows = candidate_rows(corpus.train, config.generate.real_candidates, seed)
-    return shard_table(corpus.train.take(rows), dataset=SHARED, seed=rows)
 
 
 def _choose_all(

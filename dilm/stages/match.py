@@ -1,5 +1,7 @@
 """Gradient matching: the generator learns to write texts whose gradients are like the real data's (paper, section 3.2).
 
+Or, with `match.objective=teach`, it imitates the real texts that teach most (docs/method.md).
+
 Shape suffixes: B texts of all labels, P matched parameters of the learner, C labels.
 """
 
@@ -16,8 +18,9 @@ from torch import Tensor
 from dilm.artifacts import Artifact, make
 from dilm.batching import deal
 from dilm.checkpoints import Checkpoints
+from dilm.choosing import taught_texts
 from dilm.clustering import plain_batches
-from dilm.config import Config
+from dilm.config import Config, PretrainConfig
 from dilm.data import Corpus, load_corpus
 from dilm.device import out_of_memory, pick_device, seeded
 from dilm.engine import Engine
@@ -25,6 +28,7 @@ from dilm.errors import TrainingError
 from dilm.generator import load_generator
 from dilm.gradients import gradients_of, matched_parameters
 from dilm.keys import derive_seed
+from dilm.language_model import LanguageModelTraining
 from dilm.learner import build_learner
 from dilm.likelihood import average_nll, build_likelihood, denominators, settled, sum_nll
 from dilm.lineage import match_artifact, pretrain_artifact
@@ -39,7 +43,7 @@ from dilm.world import ALONE, World
 
 
 def run(config: Config, world: World = ALONE) -> Artifact:
-    """Make the generator trained by gradient matching, or find it. Needs the pre-trained one."""
+    """Make the generator trained by gradient matching, or by imitation, or find it. Needs the pre-trained one."""
     cache = cache_folder(config.cache)
     corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
     artifact = match_artifact(config, corpus.content_hash)
@@ -48,10 +52,25 @@ def run(config: Config, world: World = ALONE) -> Artifact:
 
     def build(folder: Path) -> None:
         with out_of_memory():
-            Matching(config, corpus, artifact, cache, world).train(folder)
+            training = imitation if config.match.objective == "teach" else Matching
+            training(config, corpus, artifact, cache, world).train(folder)
 
     make(artifact, build, config, ranks=world)
     return artifact
+
+
+def imitation(
+    config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World = ALONE
+) -> LanguageModelTraining:
+    """Language-model training, of the pre-trained generator, on the real texts that teach most."""
+    settings, device = config.match, pick_device(config.device, config.threads)
+    parent = pretrain_artifact(config, corpus.content_hash).require()
+    generator = load_generator(parent, config.generator, config.task, device)
+    taught = world.share(taught_texts(config, corpus, cache) if world.main else corpus.train)  # the main rank's
+    steps = settings.outer_steps * settings.inner_steps
+    training = PretrainConfig(steps, settings.lm_batch, settings.optimizer, 0, settings.log_every)
+    parts = generator.encode(taught), generator.encode(corpus.valid)
+    return LanguageModelTraining(config, training, "match", generator, parts, artifact, world)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dilm import signals
 from dilm import train as train_command
-from dilm.choosing import scored_rows, trusted_rows
+from dilm.choosing import scored_rows, taught_texts, trusted_rows
 from dilm.config import Config, TaskConfig
 from dilm.data import load_corpus, load_split
 from dilm.errors import DataError
+from dilm.generator import load_generator
 from dilm.keys import derive_seed
+from dilm.likelihood import text_nll
+from dilm.lineage import match_artifact, pretrain_artifact
 from dilm.shards import read_index, read_shards, shard_table
 from dilm.signals import Stopped
 from dilm.stages import generate
@@ -21,6 +25,7 @@ from dilm.tables import TextTable
 
 Compose = Callable[..., Config]
 TEACH = ("generate.teach.scored=60", "generate.teach.words=8", "generate.teach.pool=200")
+IMITATE = ("match.objective=teach", "match.taught_sets=2", "match.taught_dpc=3", "match.lm_batch=4")
 TRAIN = ("pretrain.steps=60", "match.outer_steps=1", "match.inner_steps=2", "match.monitor_every=0")
 
 
@@ -42,13 +47,15 @@ def folder_of(path: Path, task: TaskConfig, cache: Path, shuffled: bool) -> Path
     return path
 
 
-@pytest.mark.parametrize("method", ["random", "k_centers", "herding", "teach", "rank", "lm", "dilm"])
+@pytest.mark.parametrize("method", ["random", "k_centers", "herding", "teach", "rank", "lm", "dilm", "imitation"])
 def test_dev_labels_touch_no_data_set(tiny: Compose, tiny_cache: Path, tmp_path: Path, method: str) -> None:
+    imitating = IMITATE if method == "imitation" else ()
+    method = "dilm" if imitating else method
     chosen = []
     for shuffled in (False, True):
         folder = folder_of(tmp_path / f"rows-{shuffled}", tiny().task, tiny_cache, shuffled)
         keys = [f"task.path={folder}", "task.train=train.tsv", "task.dev=dev.tsv", "generate.selection=teach"]
-        config = tiny(*keys, *TEACH, *TRAIN, f"method={method}", f"root={tmp_path / f'runs-{shuffled}'}")
+        config = tiny(*keys, *TEACH, *TRAIN, *imitating, f"method={method}", f"root={tmp_path / f'runs-{shuffled}'}")
         if method in ("rank", "lm", "dilm"):
             train_command.run(config)
         made = generate.run(config)
@@ -59,6 +66,23 @@ def test_dev_labels_touch_no_data_set(tiny: Compose, tiny_cache: Path, tmp_path:
 def shards_of(folder: Path) -> list[dict[str, str]]:
     found: list[dict[str, str]] = read_index(folder)["shards"]
     return found
+
+
+def test_imitation_makes_what_teaches_likelier(tiny: Compose, tiny_cache: Path) -> None:
+    config = tiny(*TEACH, *TRAIN, *IMITATE, "method=dilm", "match.inner_steps=20", "match.optimizer.lr=1e-3")
+    train_command.run(config)
+    corpus = load_corpus(config.task, config.data, tiny_cache)
+    taught = taught_texts(config, corpus, tiny_cache)
+    assert taught.labels.tolist() == ([0] * 3 + [1] * 3) * 2
+    assert set(taught.texts) <= set(corpus.train.texts)
+    nll = []
+    for artifact in (pretrain_artifact, match_artifact):
+        folder = artifact(config, corpus.content_hash).require()
+        generator = load_generator(folder, config.generator, config.task)
+        generator.model.eval()
+        with torch.no_grad():
+            nll.append(float(text_nll(generator, list(generator.encode(taught)), "fp32").mean()))
+    assert nll[1] < nll[0] - 0.05
 
 
 def test_every_data_set_has_its_own_texts_of_every_label(tiny: Compose) -> None:

@@ -87,6 +87,7 @@ def changed_stages(before: dict[str, str], after: dict[str, str]) -> tuple[str, 
         ("match__learners", "continued", FROM_MATCH),
         ("match__learners", "pool", FROM_MATCH),
         ("match__lm_weight", 0.1, FROM_MATCH),
+        ("match__objective", "teach", FROM_MATCH),
         ("generate__encoder__embedding", "mean", ("dataset",)),
         ("dpc", 7, FROM_CANDIDATES),
         ("n_datasets", 7, FROM_CANDIDATES),
@@ -278,3 +279,17 @@ def test_how_teach_chooses_is_in_its_keys_alone() -> None:
 def test_a_teachers_filter_is_in_the_keys_of_written_texts_alone() -> None:
     for method, same in (("dilm", False), ("lm", False), ("rank", True), ("k_centers", True)):
         assert (dataset_key(method=method) == dataset_key(method=method, generate__teacher_filter=0.1)) == same
+
+
+def test_imitation_depends_on_what_it_imitates_and_matching_does_not() -> None:
+    def match_key(**changes: Any) -> str:
+        return lineage.match_artifact(tiny_config(**changes), "rows").key
+
+    imitated = {"match__objective": "teach"}
+    for key, value in (("taught_sets", 7), ("taught_dpc", 7), ("lm_batch", 7), ("inner_steps", 7)):
+        assert match_key(**imitated) != match_key(**imitated, **{f"match__{key}": value})
+    for key in ("match__taught_sets", "match__taught_dpc", "generate__teach__scored"):
+        assert match_key() == match_key(**{key: 7})
+    assert match_key(**imitated) != match_key(**imitated, generate__teach__scored=7)
+    for key in ("match__synthetic_dpc", "match__learner_steps", "match__real_dpc", "dpc"):
+        assert match_key(**imitated) == match_key(**imitated, **{key: 7})

@@ -84,7 +84,7 @@ def measure_engine(steps: int, keys: list[str]) -> None:
             tokens += pretraining.update(engine, number + 1, batch)[0]
         world.wait()
         seconds = time.perf_counter() - began
-        on_gpu = pretraining.device.type == "cuda"
+        on_gpu = pretraining.generator.device.type == "cuda"
         peak = (
             torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
