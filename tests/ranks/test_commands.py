@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from dilm.results import read_rows
 from dilm.shards import read_shards
@@ -84,3 +85,19 @@ def test_a_typo_in_deepspeeds_keys_is_told_before_anything_is_loaded(tiny_cache:
         "ConfigError: engine.deepspeed.zero_optimization.overlap_com is unknown. Did you mean 'overlap_c"
     )
     assert not (tmp_path / "tiny").exists()
+
+
+def test_two_ranks_imitate_what_one_does(tiny_cache: Path, tmp_path: Path) -> None:
+    """What teaches is chosen once, and each update's texts are dealt: the same generator, but for rounding."""
+    keys = ["ablation=imitation", "precision=fp32", "generator.dropout=0", "match.lm_batch=4"]
+    keys += ["match.taught_sets=2", "match.taught_dpc=3"]
+    ended(run(tmp_path / "parent", tiny_cache, "train", *keys, "stages=[pretrain]"))
+    roots = [tmp_path / name for name in ("parent", "ranks1", "ranks2")]
+    for ranks, root in enumerate(roots[1:], start=1):
+        shutil.copytree(roots[0], root)
+        assert ended(run(root, tiny_cache, "train", *keys, ranks=ranks)).count("wrote") == 1
+    places = [next(root.glob(f"tiny/{name}-*")) for root, name in zip(roots, ("lm", "dilm", "dilm"), strict=True)]
+    before, one, two = (load_file(place / "model.safetensors") for place in places)
+    apart, moved = (sum(float((own[name] - one[name]).square().sum()) for name in one) for own in (two, before))
+    assert moved > 0
+    assert apart < 1e-4 * moved  # a hundredth of the way
