@@ -79,7 +79,7 @@ class LanguageModelTraining:
         if not np.isfinite(done.loss) or not np.isfinite(done.norm):
             raise TrainingError(
                 f"{self.stage}: the loss is {done.loss} and its gradient's norm {done.norm} at step {step}, on the "
-                f"training rows {', '.join(map(str, rows[:8]))} ...; lower {self.stage}.optimizer.lr."
+                f"texts {', '.join(map(str, rows[:8]))} ... of those it learns from; lower {self.stage}.optimizer.lr."
             )
         return n_tokens, done
 

@@ -122,21 +122,12 @@ def match_artifact(config: Config, data_hash: str) -> Artifact:
     """The generator after gradient matching, or after imitating what teaches (method `dilm`)."""
     if config.match.objective == "teach":
         return _artifact(config, "match", f"dilm-{config.generator.name}", _imitation_science(config, data_hash))
-    aside = (
-        "objective",
-        "taught_sets",
-        "taught_dpc",
-        "learner",
-        "trajectory",
-        "log_every",
-        "monitor_every",
-        "monitor_dpc",
-        "monitor_states",
-    )
+    imitated = ("objective", "taught_sets", "taught_dpc")
+    aside = ("learner", "trajectory", "log_every", "monitor_every", "monitor_dpc", "monitor_states")
     unused = ("real_dpc",) if config.match.learners == "pool" else ("pool_size",)
     science = {
         "parent": pretrain_artifact(config, data_hash).key,
-        "match": without(plain(config.match), *aside, *unused),
+        "match": without(plain(config.match), *imitated, *aside, *unused),
         "learner": learner_science(config.match.learner),
         "top_p": config.generate.top_p,
         "precision": config.precision,
