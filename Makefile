@@ -15,6 +15,8 @@ SYSTEM ?=
 export GOMP_SPINCOUNT := 1000
 
 METHODS := method=random,k_centers,lm,dilm
+# fp32 where the processor only emulates bf16; asked after `install`.
+KEYS = experiment=quickstart $(shell $(PY) -c 'from dilm.device import multiplies_bf16 as m; print("" if m() else "precision=fp32")')
 RUNS := $(or $(patsubst root=%,%,$(filter root=%,$(ARGS))),runs)
 
 .DEFAULT_GOAL := help
@@ -28,10 +30,10 @@ install: ## .venv with the versions of requirements.lock (TORCH=keep: use the to
 	@$(PYTHON) tools/install.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
 quickstart: install ## the whole method on small models: 25 minutes on 2 cores, again seconds (ARGS="root=/elsewhere")
-	$(PY) -m dilm.train experiment=quickstart $(ARGS)
-	$(PY) -m dilm.generate -m experiment=quickstart $(METHODS) dpc=5,20 $(ARGS)
-	$(PY) -m dilm.evaluate -m experiment=quickstart $(METHODS) dpc=5,20 learner.freeze_encoder=true $(ARGS)
-	$(PY) -m dilm.evaluate -m experiment=quickstart $(METHODS) dpc=20 evaluate.n_datasets=3 n_seeds=1 $(ARGS)
+	$(PY) -m dilm.train $(KEYS) $(ARGS)
+	$(PY) -m dilm.generate -m $(KEYS) $(METHODS) dpc=5,20 $(ARGS)
+	$(PY) -m dilm.evaluate -m $(KEYS) $(METHODS) dpc=5,20 learner.freeze_encoder=true $(ARGS)
+	$(PY) -m dilm.evaluate -m $(KEYS) $(METHODS) dpc=20 evaluate.n_datasets=3 n_seeds=1 $(ARGS)
 	$(PY) tools/collect.py $(RUNS) --out report
 	@echo
 	@echo "The report is in report/, all artifacts are in $(RUNS)/. What to run next (first: source .venv/bin/activate):"

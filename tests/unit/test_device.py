@@ -1,9 +1,12 @@
 """Seeds that leave no trace, and precision."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from dilm.device import autocast, out_of_memory, pick_device, seeded
+from dilm import device
+from dilm.device import autocast, multiplies_bf16, out_of_memory, pick_device, seeded
 from dilm.errors import TrainingError
 
 CPU = torch.device("cpu")
@@ -30,6 +33,27 @@ def test_autocast_follows_the_precision() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == product.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("fast", "precision", "told"), [(False, "bf16", 1), (False, "fp32", 0), (True, "bf16", 0)])
+def test_emulated_bf16_is_told_once(
+    fast: bool, precision: str, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device, "multiplies_bf16", lambda: fast)
+    device._tell_of_slow_bf16.cache_clear()
+    for _ in range(2):
+        autocast(CPU, precision)
+    assert capsys.readouterr().err.count("give every command precision=fp32") == told
+    device._tell_of_slow_bf16.cache_clear()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="reads /proc/cpuinfo")
+def test_processors_that_say_bf16_have_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if any("bf16" in flag for flag in flags):
+        assert multiplies_bf16()
+    elif "avx2" in flags and "avx512f" not in flags and not torch.cuda.is_available():
+        assert not multiplies_bf16()
 
 
 def test_full_memory_is_told_with_advice() -> None:
