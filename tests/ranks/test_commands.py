@@ -62,8 +62,8 @@ def test_lm_and_dilm_differ_in_what_they_write(trained: Path, tiny_cache: Path, 
     for method in ("lm", "dilm"):
         ended(run(root, tiny_cache, "generate", *keys, f"method={method}"))
     lm, dilm = (read_shards(next(root.glob(f"tiny/candidates-{method}-*"))) for method in ("lm", "dilm"))
-    assert len(lm) == len(dilm)
-    assert (lm.nll != dilm.nll).any()
+    assert len(lm) > 0
+    assert lm.nll.tolist() != dilm.nll.tolist()  # nor need as many of them be well-formed
 
 
 def test_an_infinite_loss_stops_with_the_step_and_keeps_the_checkpoint(tiny_cache: Path, tmp_path: Path) -> None:
