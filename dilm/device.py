@@ -78,7 +78,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def multiplies_bf16() -> bool:
     """Whether bf16 is as fast as fp32 or faster: on GPUs, and on CPUs whose bf16 products oneDNN takes."""
-    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if torch.cuda.is_available():
+        return True
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache

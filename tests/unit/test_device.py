@@ -56,6 +56,13 @@ def test_processors_that_say_bf16_have_it() -> None:
         assert not multiplies_bf16()
 
 
+def test_a_torch_without_onednn_has_no_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    assert not multiplies_bf16()
+
+
 def test_full_memory_is_told_with_advice() -> None:
     with pytest.raises(TrainingError, match=r"out of memory .* Raise engine\.accumulate"), out_of_memory():
         torch.zeros(2**50)
