@@ -71,22 +71,22 @@ def attention(device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast, or a context that does nothing for `fp32`. Weights and sums stay in fp32."""
-    if precision == "bf16" and device.type == "cpu":
-        _tell_of_slow_bf16()
+    if precision == "bf16":
+        _tell_of_slow_bf16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def multiplies_bf16() -> bool:
-    """Whether bf16 is as fast as fp32 or faster: on GPUs, and on CPUs whose bf16 products oneDNN takes."""
-    if torch.cuda.is_available():
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether torch has kernels of its own for bf16: on GPUs, and on CPUs whose bf16 products oneDNN takes."""
+    if device.type == "cuda":
         return True
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache
-def _tell_of_slow_bf16() -> None:
+def _tell_of_slow_bf16(device: torch.device) -> None:
     """Say once that this processor emulates bf16. Never changed by itself: precision is part of what artifacts are."""
-    if not multiplies_bf16():
+    if not multiplies_bf16(device):
         print(
             "precision=bf16: this processor has no instructions for it and takes about ten times as long as with fp32; "
             "stop, and give every command precision=fp32.",

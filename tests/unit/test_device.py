@@ -39,7 +39,7 @@ def test_autocast_follows_the_precision() -> None:
 def test_emulated_bf16_is_told_once(
     fast: bool, precision: str, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(device, "multiplies_bf16", lambda: fast)
+    monkeypatch.setattr(device, "multiplies_bf16", lambda _: fast)
     device._tell_of_slow_bf16.cache_clear()
     for _ in range(2):
         autocast(CPU, precision)
@@ -51,16 +51,16 @@ def test_emulated_bf16_is_told_once(
 def test_processors_that_say_bf16_have_it() -> None:
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     if any("bf16" in flag for flag in flags):
-        assert multiplies_bf16()
-    elif "avx2" in flags and "avx512f" not in flags and not torch.cuda.is_available():
-        assert not multiplies_bf16()
+        assert multiplies_bf16(CPU)
+    elif "avx2" in flags and "avx512f" not in flags:
+        assert not multiplies_bf16(CPU)
 
 
 def test_a_torch_without_onednn_has_no_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
-    assert not multiplies_bf16()
+    assert not multiplies_bf16(CPU)
+    assert multiplies_bf16(torch.device("cuda"))
 
 
 def test_full_memory_is_told_with_advice() -> None:
