@@ -63,8 +63,9 @@ def write_data(folder: Path) -> None:
         for number in range(2):
             path = folder / f"published-{task}" / f"dataset_{number}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [{**{field: _text(draws) for field in fields}, "labels": row % n_labels} for row in range(4 * n_labels)]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            texts = [{field: _text(draws) for field in fields} for _ in range(4 * n_labels)]
+            lines = [json.dumps({**text, "labels": row % n_labels}) for row, text in enumerate(texts)]
+            path.write_text("\n".join([*lines, ""]))
 
 
 def _text(draws: np.random.Generator) -> str:
@@ -128,8 +129,12 @@ def run(file: Path, repository: Path) -> None:
         list(pool.map(lambda task: run_task(task, work, repository), TASKS))
         found = digest(work / "runs")
     file.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{_size(found)}: {file}")
+
+
+def _size(found: dict[str, Any]) -> str:
     n_files = sum(map(len, found["artifacts"].values()))
-    print(f"{len(found['artifacts'])} artifacts, {n_files} files, {len(found['rows'])} rows: {file}")
+    return f"{len(found['artifacts'])} artifacts, {n_files} files, {len(found['rows'])} rows"
 
 
 def compare(before: Path, after: Path) -> int:
@@ -138,8 +143,7 @@ def compare(before: Path, after: Path) -> int:
     differences = [*_names(old, new), *_values(old, new)]
     for line in differences:
         print(line)
-    n_files = sum(map(len, old["artifacts"].values()))
-    print(f"{len(old['artifacts'])} artifacts, {n_files} files, {len(old['rows'])} rows: {len(differences)} differences")
+    print(f"{_size(old)}: {len(differences)} differences")
     return len(differences)
 
 
