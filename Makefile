@@ -3,6 +3,7 @@
 #   TORCH        cpu: a CPU build of torch; keep: the torch that PYTHON's environment has; default: as .venv is, else cpu
 #   TORCH_INDEX  URL of a package index that has CPU builds, where pip's own settings name none
 #   ARGS         more keys for the quick start's commands
+#   WORKERS      how many tests run at a time (2); 0: one, in pytest's own process
 #   SYSTEM       no: don't install Debian's packages for the tests (Slurm, Chromium)
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -10,6 +11,7 @@ TORCH ?=
 TORCH_INDEX ?=
 ARGS ?=
 SYSTEM ?=
+WORKERS ?= 2
 
 # Threads that wait for work spin only shortly: on busy cores long spinning costs five times the time.
 export GOMP_SPINCOUNT := 1000
@@ -43,10 +45,10 @@ quickstart: install ## the whole method on small models: 25 minutes on 2 cores, 
 	@echo "  python -m dilm.train experiment=paper task=sst2                            the paper's settings, on a GPU"
 
 test: install system-packages lint ## lint, and every test but the slow ones
-	$(PY) -m pytest -m "not slow" -rs
+	$(PY) -m pytest -n $(WORKERS) -m "not slow" -rs
 
 test-all: install system-packages lint ## lint, and every test
-	$(PY) -m pytest -rs
+	$(PY) -m pytest -n $(WORKERS) -rs
 
 system-packages: ## Debian's Slurm and Chromium for the tests, where this user may install them (SYSTEM=no: leave them)
 	@$(if $(filter no,$(SYSTEM)),echo "system-packages: left alone (SYSTEM=no)",$(PYTHON) tools/install.py --system)

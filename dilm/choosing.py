@@ -23,7 +23,6 @@ from dilm.streams import candidate_rows
 from dilm.tables import TextTable
 from dilm.teaching import Labels, search, tuned, view_of
 from dilm.tracking import Progress
-from dilm.words import word_features
 
 SHARED = -1  # data-set index of candidates that all data sets share
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
@@ -110,6 +109,8 @@ class _Teaching:
         parts = (candidates.table.texts, self.scored.texts)
         self.seen = [_Seen(*(store.get(texts, "embed") for texts in parts)) for store in stores]
         if settings.words:
+            from dilm.words import word_features  # scikit-learn: heavy, and no other command needs it to start
+
             seed = derive_seed("word features", config.task.name)
             self.seen.append(_Seen(*map(torch.from_numpy, word_features(parts, settings.words, seed))))
 

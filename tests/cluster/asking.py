@@ -1,6 +1,7 @@
 """What tests ask of Slurm, of records, rows and artifacts."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def ranks(job: str) -> dict[int, psutil.Process]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-            mine = environment.get("SLURM_JOB_ID") == job and process.name().startswith("python")
+            here = environment.get("SLURM_CONF") == os.environ["SLURM_CONF"]  # this cluster's: others count from 1 too
+            mine = here and environment.get("SLURM_JOB_ID") == job and process.name().startswith("python")
             if mine and "submitit.core._submit" in process.cmdline():
                 found[int(environment["SLURM_PROCID"])] = process
         except (psutil.Error, KeyError):

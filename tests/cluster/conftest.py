@@ -3,10 +3,10 @@
 import gzip
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import pytest
 from daemons import cluster, missing, variables
 
@@ -68,14 +68,8 @@ def run(slurm: Path, data: Path, tiny_cache: Path, root: Path, tmp_path: Path) -
 
     def ran(command: str, *arguments: str, status: int | None = 0) -> subprocess.CompletedProcess[str]:
         start = [str(REPOSITORY / command)] if command.endswith(".py") else ["-m", f"dilm.{command}"]
-        done = subprocess.run(
-            [sys.executable, *start, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"DILM_DATA": str(data), "DILM_CACHE": str(tiny_cache)},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        environment = os.environ | {"DILM_DATA": str(data), "DILM_CACHE": str(tiny_cache)}
+        done = forking.run(*start, *arguments, cwd=tmp_path, env=environment, timeout=500)
         assert status in (None, done.returncode), done.stdout + done.stderr
         return done
 

@@ -2,9 +2,9 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forking
 import pytest
 from safetensors.torch import load_file
 
@@ -16,12 +16,11 @@ KEYS = ["experiment=tiny", "threads=1", "pretrain.steps=100", "checkpoint.steps=
 
 
 def run(root: Path, cache: Path, command: str, *keys: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    command_line = ["-m", f"dilm.{command}", *KEYS, *keys, f"root={root}", f"cache={cache}"]
+    if ranks == 1:
+        return forking.run(*command_line)
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"]
-    ranks_or_none = [*start, "--rdzv-endpoint", "127.0.0.1:0"] if ranks > 1 else []
-    command_line = [sys.executable, *ranks_or_none, "-m", f"dilm.{command}", *KEYS, *keys]
-    return subprocess.run(
-        [*command_line, f"root={root}", f"cache={cache}"], capture_output=True, text=True, timeout=300
-    )
+    return forking.run(*start, "--rdzv-endpoint", "127.0.0.1:0", *command_line)
 
 
 def ended(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,10 +1,9 @@
 """Every ZeRO stage, on one and two processes, against plain torch: equal gradients and equal updates."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
 import torch
 from torch import Tensor
@@ -17,13 +16,12 @@ OPTIMIZER = [f"{stage}.optimizer.{key}" for stage in ("pretrain", "match") for k
 
 def torchrun(n: int, *command: str) -> list[str]:
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d"]
-    return [sys.executable, *start, "--rdzv-endpoint", "127.0.0.1:0", *command]
+    return [*start, "--rdzv-endpoint", "127.0.0.1:0", *command]
 
 
-def run(command: list[str], timeout: float = 300) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+def run(ranks: int, *command: str, timeout: float = 300) -> None:
+    done = forking.run(*(command if ranks == 1 else torchrun(ranks, *command)), timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 class Runs:
@@ -33,13 +31,12 @@ class Runs:
         self.folder = folder
         fixed = ["experiment=tiny", f"root={folder / 'runs'}", f"cache={cache}", "threads=1", "generator.dropout=0.0"]
         self.keys = [*fixed, "pretrain.steps=30", *OPTIMIZER]
-        run([sys.executable, "-m", "dilm.train", *self.keys, "stages=[pretrain]"])
+        run(1, "-m", "dilm.train", *self.keys, "stages=[pretrain]")
         self.reference = self(1, "engine=torch")
 
     def __call__(self, ranks: int, *overrides: str) -> dict[str, Any]:
         out = self.folder / "result.pt"
-        command = [str(WORKER), str(out), str(self.folder / "pool.json"), *self.keys, *overrides]
-        run(torchrun(ranks, *command) if ranks > 1 else [sys.executable, *command])
+        run(ranks, str(WORKER), str(out), str(self.folder / "pool.json"), *self.keys, *overrides)
         return dict(torch.load(out, weights_only=True))
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forking
 import psutil
 import pytest
 import torch
@@ -22,22 +23,20 @@ MATCH = ["match.outer_steps=4", "match.inner_steps=6", "match.learner_steps=4", 
 
 
 def torchrun(n: int) -> list[str]:
+    """What stands between Python and a command of `n` ranks; nothing for a process alone."""
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--rdzv-backend", "c10d"]
-    return [sys.executable, *start, "--rdzv-endpoint", "127.0.0.1:0"]
+    return [*start, "--rdzv-endpoint", "127.0.0.1:0"] if n else []
 
 
 def train(root: Path, cache: Path, *keys: str, ranks: int = 0) -> str:
-    start = torchrun(ranks) if ranks else [sys.executable]
-    command = [*start, *TRAIN, f"root={root}", f"cache={cache}", *keys]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = forking.run(*torchrun(ranks), *TRAIN, f"root={root}", f"cache={cache}", *keys)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def killed(root: Path, cache: Path, name: str, at_least: int, *keys: str, ranks: int = 0) -> None:
     """Start a training, and kill all its processes at some moment after it has written checkpoint `at_least`."""
-    start = torchrun(ranks) if ranks else [sys.executable]
-    command = [*start, *TRAIN, f"root={root}", f"cache={cache}", *keys]
+    command = [sys.executable, *torchrun(ranks), *TRAIN, f"root={root}", f"cache={cache}", *keys]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200

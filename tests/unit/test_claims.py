@@ -164,7 +164,9 @@ def test_a_claim_of_another_host_counts_as_alive(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("start", "stale"), [(process_start(os.getpid()), False), ("12345", True)])
+@pytest.mark.parametrize(
+    ("start", "stale"), [pytest.param(process_start(os.getpid()), False, id="own-False"), ("12345", True)]
+)
 def test_a_later_process_with_the_same_number_is_told_apart(tmp_path: Path, start: str, stale: bool) -> None:
     write_claim(tmp_path / "cell", pid=os.getpid(), start=start)
     assert is_stale(tmp_path / "cell.0") == stale
@@ -263,7 +265,7 @@ def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"SLURM_JOB_ID": "41"}, "slurm-41"),
         ({"SLURM_JOB_ID": "45", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}, "slurm-42_3"),
-        ({}, f"{socket.gethostname()}-{os.getpid()}"),
+        pytest.param({}, f"{socket.gethostname()}-{os.getpid()}", id="none-process"),
     ],
 )
 def test_a_job_is_named_by_slurm_or_by_its_process(
