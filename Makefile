@@ -18,7 +18,7 @@ export GOMP_SPINCOUNT := 1000
 
 METHODS := method=random,k_centers,lm,dilm
 # fp32 where the processor only emulates bf16; asked after `install`.
-FAST_BF16 := from dilm.device import multiplies_bf16, pick_device; exit(not multiplies_bf16(pick_device("auto")))
+FAST_BF16 := from dilm.distributed.device import multiplies_bf16, pick_device; exit(not multiplies_bf16(pick_device("auto")))
 KEYS = experiment=quickstart $(shell $(PY) -c '$(FAST_BF16)' || echo precision=fp32)
 RUNS := $(or $(patsubst root=%,%,$(filter root=%,$(ARGS))),runs)
 

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dilm.config import Config
-from dilm.files import read_json
-from dilm.launch import main
+from dilm.cli import main
+from dilm.config.schema import Config
+from dilm.core.io import read_json
 
 
 def run(config: Config) -> None:

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from dilm.config import Config
-from dilm.errors import ConfigError
-from dilm.launch import main
-from dilm.mlflow_store import bring_in
-from dilm.plan import REPORT
-from dilm.tracking import tracking_uri
+from dilm.cli import main
+from dilm.config.schema import Config
+from dilm.core.errors import ConfigError
+from dilm.launch.plan import REPORT
+from dilm.tracking.mlflow import bring_in
+from dilm.tracking.tracker import tracking_uri
 
 
 def run(config: Config) -> None:

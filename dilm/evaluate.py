@@ -1,7 +1,7 @@
 """`python -m dilm.evaluate`: train fresh learners on distilled data sets and score them on dev."""
 
-from dilm.config import Config
-from dilm.launch import main
+from dilm.cli import main
+from dilm.config.schema import Config
 
 
 def run(config: Config) -> str:

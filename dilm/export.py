@@ -1,7 +1,7 @@
 """`python -m dilm.export`: data sets that anyone can load, with a data card and their provenance."""
 
-from dilm.config import Config
-from dilm.launch import main
+from dilm.cli import main
+from dilm.config.schema import Config
 
 
 def run(config: Config) -> str:

@@ -1,13 +1,13 @@
 """`python -m dilm.generate`: write distilled data sets as HDF5 shards."""
 
-from dilm.config import Config
-from dilm.launch import main
+from dilm.cli import main
+from dilm.config.schema import Config
 
 
 def run(config: Config) -> None:
     """Make the data sets of one task, method and size."""
+    from dilm.distributed.world import joined
     from dilm.stages import generate  # torch, which --help and a typo need not wait for
-    from dilm.world import joined
 
     with joined() as world:
         generate.run(config, world)

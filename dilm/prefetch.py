@@ -1,14 +1,13 @@
 """`python -m dilm.prefetch`: bring models and data into the local cache, so that jobs need no network."""
 
-from dilm.config import Config
-from dilm.launch import main
-from dilm.models import GeneratorConfig, LearnerConfig, LlmConfig
+from dilm.cli import main
+from dilm.config.schema import Config, GeneratorConfig, LearnerConfig, LlmConfig
 
 
 def run(config: Config) -> None:
     """Fetch the task's rows and the models that the configuration names."""
-    from dilm.data import find_place, load_split
-    from dilm.sources import cache_folder, model_folder
+    from dilm.data.corpus import find_place, load_split
+    from dilm.hub.pretrained import cache_folder, model_folder
 
     cache = cache_folder(config.cache)
     for split in ("train", "dev"):

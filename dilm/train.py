@@ -1,18 +1,18 @@
 """`python -m dilm.train`: train a generator for a task: language-model pre-training, then gradient matching."""
 
-from dilm.config import Config
-from dilm.launch import main
-from dilm.tracking import tracking_uri
+from dilm.cli import main
+from dilm.config.schema import Config
+from dilm.tracking.tracker import tracking_uri
 
 
 def run(config: Config) -> None:
     """Run the configured stages in order; what is there already is found."""
     tracking_uri(config)  # a wrong one is told before anything is loaded
-    from dilm.engine import check_engine  # torch, which --help and a typo need not wait for
-    from dilm.stages import learners, match, pretrain
-    from dilm.world import joined
+    from dilm.distributed.world import joined
+    from dilm.stages import train
+    from dilm.training.engine import check_engine  # torch, which --help and a typo need not wait for
 
-    stages = {"pretrain": pretrain.run, "learners": learners.run, "match": match.run}
+    stages = {"pretrain": train.pretrain, "learners": train.make_trajectories, "match": train.match}
     with joined() as world:
         check_engine(config, world)
         for name in stages:

@@ -14,9 +14,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, settings
 
-from dilm.checks import typed
-from dilm.compose import attach
-from dilm.config import CONF_FOLDER, Config
+from dilm.config.compose import attach
+from dilm.config.schema import Config
+from dilm.config.validate import typed
+from dilm.core.io import CONF_FOLDER
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

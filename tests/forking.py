@@ -41,7 +41,7 @@ def run(
     *command: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """`python *command`, with its output captured: `run("-m", "dilm.train", "task=tiny")`, `run("tools/x.py")`."""
-    from dilm.runner import GPU_DEVICES  # not where commands are forked off: they bring this package themselves
+    from dilm.launch.worker import GPU_DEVICES  # not where commands are forked off: they bring this package themselves
 
     env = dict(os.environ if env is None else env)
     if any(Path(device).exists() for device in GPU_DEVICES):  # a driver that is in use can't be forked
@@ -57,7 +57,7 @@ class Parent:
     """The process that commands are forked off. It ends with this one, or when its standard input does."""
 
     def __init__(self, env: dict[str, str]) -> None:
-        from dilm.runner import ENVIRONMENT
+        from dilm.launch.worker import ENVIRONMENT
 
         # What every command sets for the libraries that it then imports.
         env = ENVIRONMENT | {"DS_ACCELERATOR": "cpu"} | env

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dilm.compose import checked
-from dilm.errors import ConfigError
+from dilm.config.compose import checked
+from dilm.core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dilm.runner import run_tool
+from dilm.cli import run_tool
 
 SUBJECTS = ("pretrain", "generate", "evaluate", "icl", "select", "shards", "collect", "match", "scaling")
 

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from dilm.jobs import read_jobs
-from dilm.results import read_rows
+from dilm.artifacts.rows import read_rows
+from dilm.scheduler.records import read_jobs
 
 ROOT = Path("bench-slurm")
 TOOLS = Path(__file__).resolve().parent

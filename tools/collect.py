@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dilm.errors import MissingArtifactError
-from dilm.results import rows_folder
-from dilm.runner import run_tool
+from dilm.artifacts.rows import rows_folder
+from dilm.cli import run_tool
+from dilm.core.errors import MissingArtifactError
 
 if TYPE_CHECKING:
-    from dilm.summaries import Table
+    from dilm.report.summary import Table
 
 
 def main(arguments: list[str]) -> None:
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _to_mlflow(root: Path, uri: str) -> None:
-    from dilm.mlflow_store import bring_in
+    from dilm.tracking.mlflow import bring_in
 
     print(bring_in(root, uri))
 
 
 def _printed(table: "Table") -> RichTable:
-    from dilm.markup import cell_text
+    from dilm.report.tables import cell_text
 
     printed = RichTable(title=table.title, caption="mean ± std over models [95% interval over data sets]")
     printed.add_column("method")

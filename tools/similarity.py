@@ -8,22 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from dilm.config import Config
-from dilm.launch import main
-from dilm.shards import ShardTable, read_shards
+from dilm.artifacts.shards import ShardTable, read_shards
+from dilm.cli import main
+from dilm.config.schema import Config
 
 METHODS = ("lm", "dilm")  # before and after
 
 
 def run(config: Config) -> None:
     """Print the similarity of both methods' candidates to the real gradient, and the difference, with intervals."""
-    from dilm.data import load_corpus
-    from dilm.device import pick_device
-    from dilm.keys import derive_seed
-    from dilm.learner import build_learner
-    from dilm.lineage import candidates_artifact
-    from dilm.similarity import SimilarityMonitor
-    from dilm.sources import cache_folder
+    from dilm.artifacts.fingerprint import candidates_artifact
+    from dilm.core.hashing import derive_seed
+    from dilm.data.corpus import load_corpus
+    from dilm.distributed.device import pick_device
+    from dilm.hub.pretrained import cache_folder
+    from dilm.matching.monitor import SimilarityMonitor
+    from dilm.models.learner import build_learner
 
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)

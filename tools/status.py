@@ -18,11 +18,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dilm.errors import MissingArtifactError
-from dilm.jobs import DONE, FAILED, QUEUED, RUNNING
-from dilm.plan import NEW
-from dilm.runner import run_tool
-from dilm.status import costs, lines_of, log_of
+from dilm.cli import run_tool
+from dilm.core.errors import MissingArtifactError
+from dilm.launch.plan import NEW
+from dilm.launch.status import costs, lines_of, log_of
+from dilm.scheduler.records import DONE, FAILED, QUEUED, RUNNING
 
 LOG_LINES = 40
 WIDTH = 400  # where there is no terminal: lines of a table are not broken, so that they can be searched
@@ -90,7 +90,7 @@ def _costs(root: Path) -> Table:
 
 def retry(root: Path, console: Console, dry_run: bool) -> None:
     """Submit what has failed again."""
-    from dilm.study import check_study, plan_retry, send  # composes, which a table need not wait for
+    from dilm.launch.plan import check_study, plan_retry, send  # composes, which a table need not wait for
 
     study = plan_retry(root)
     if not study.arrays:

@@ -13,15 +13,13 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from dilm import jobs
-from dilm.plan import NEW, counted
-from dilm.runner import run_tool
-from dilm.site import gpus_of
-from dilm.study import Study, check_study, plan_study, send, stages_named
-from dilm.submit import script
+from dilm.cli import run_tool
+from dilm.launch.plan import NEW, Study, check_study, counted, plan_study, send, stages_named
+from dilm.launch.submit import gpus_of, script
+from dilm.scheduler import records
 
 WIDTH = 400  # where there is no terminal: lines of a table are not broken, so that they can be searched
-SHOWN = (NEW, jobs.QUEUED, jobs.RUNNING, jobs.DONE, jobs.FAILED)
+SHOWN = (NEW, records.QUEUED, records.RUNNING, records.DONE, records.FAILED)
 
 
 def main(arguments: list[str]) -> None:

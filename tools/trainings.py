@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dilm.errors import ConfigError, did_you_mean
-from dilm.results import read_table
-from dilm.runner import run_tool
+from dilm.artifacts.rows import read_table
+from dilm.cli import run_tool
+from dilm.core.errors import ConfigError, did_you_mean
 
 SAME = ["task", "evaluator", "model", "dpc"]  # within which trainings are compared
 TRAINING = "protocol"  # has the seed in it

@@ -1,1 +1,1 @@
-"""The paper's stages: each is a function of a typed config and earlier artifacts that makes one new artifact."""
+"""The stages: each is a function of a configuration and earlier artifacts that makes one new artifact."""

@@ -13,21 +13,20 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from dilm.artifacts import Artifact, make
-from dilm.config import Config
-from dilm.data import Corpus, load_corpus, load_split
-from dilm.device import pick_device
-from dilm.diversity import divergence, measures
-from dilm.errors import ConfigError
-from dilm.features import FeatureStore
-from dilm.files import write_json
-from dilm.finetune import finetuned, frozen
-from dilm.inspected import Inspected, inspected
-from dilm.keys import derive_seed
-from dilm.lineage import audit_artifact
-from dilm.overlap import NONE, copies, longest_spans, near_duplicates, words_of
-from dilm.sources import cache_folder
-from dilm.tables import TextTable, table
+from dilm.artifacts.artifact import Artifact, make
+from dilm.artifacts.fingerprint import audit_artifact
+from dilm.artifacts.shards import Inspected, inspected
+from dilm.config.schema import Config
+from dilm.core.errors import ConfigError
+from dilm.core.hashing import derive_seed
+from dilm.core.io import write_json
+from dilm.data.corpus import Corpus, load_corpus, load_split
+from dilm.data.text_table import TextTable, table
+from dilm.distributed.device import pick_device
+from dilm.evaluation.finetune import finetuned, frozen
+from dilm.evaluation.text_metrics import NONE, copies, divergence, longest_spans, measures, near_duplicates, words_of
+from dilm.hub.pretrained import cache_folder
+from dilm.models.features import FeatureStore
 
 REPORT = "audit.json"
 CONTROL_QUANTILE = 0.99

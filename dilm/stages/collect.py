@@ -6,13 +6,13 @@ from pathlib import Path
 from pyarrow.csv import write_csv
 from pyarrow.parquet import write_table
 
-from dilm.files import write_bytes
-from dilm.health import artifacts_below, costs_of, health_of
-from dilm.markup import latex, markdown, missing_of
-from dilm.page import page, texts_below
-from dilm.plots import plot_all
-from dilm.results import read_table
-from dilm.summaries import Table, across_models, make_tables
+from dilm.artifacts.rows import read_table
+from dilm.core.io import write_bytes
+from dilm.report.health import artifacts_below, costs_of, health_of
+from dilm.report.html import page, texts_below
+from dilm.report.plots import plot_all
+from dilm.report.summary import Table, across_models, make_tables
+from dilm.report.tables import latex, markdown, missing_of
 
 
 def run(root: Path, out: Path) -> list[Table]:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dilm import signals
-from dilm.cells import evaluation_cells
-from dilm.config import Config
-from dilm.data import load_split, sampled_dev, split_hash
-from dilm.errors import CellsFailedError, DilmError
-from dilm.lineage import dataset_artifact
-from dilm.metrics import score
-from dilm.results import Predict, Row, RowLog, RowWriter, Work, claimed_cell
-from dilm.shards import read_shards
-from dilm.sources import cache_folder
-from dilm.tables import TextTable
-from dilm.tracking import Progress
+from dilm.artifacts.fingerprint import dataset_artifact
+from dilm.artifacts.rows import Row, RowLog, RowWriter, claimed_cell
+from dilm.artifacts.shards import read_shards
+from dilm.config.schema import Config
+from dilm.core import signals
+from dilm.core.errors import CellsFailedError, DilmError
+from dilm.data.corpus import load_split, sampled_dev, split_hash
+from dilm.data.text_table import TextTable
+from dilm.evaluation import finetune
+from dilm.evaluation.cells import Predict, Work, evaluation_cells
+from dilm.evaluation.metrics import score
+from dilm.hub.pretrained import cache_folder
+from dilm.tracking.tracker import Progress
 
 POLL_SECONDS = 1.0
 
@@ -64,14 +65,13 @@ def run(config: Config) -> Outcome:
 def _predictor(config: Config, work: list[Work], dev: TextTable, cache: Path) -> Predict:
     """What learns from a data set and labels dev; loaded with models and dev once for all cells."""
     if config.evaluator == "words":
-        from dilm import words
+        from dilm.models import bag_of_words
 
-        return words.predictor(dev)
+        return bag_of_words.bag_of_words(dev)
     if config.evaluator == "icl":
-        from dilm import icl
+        from dilm.evaluation import icl
 
         return icl.predictor(config, dev, cache)
-    from dilm import finetune
 
     return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, work, dev, cache)
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dilm.artifacts import code_and_packages
-from dilm.card import card
-from dilm.config import Config
-from dilm.errors import ConfigError, DilmError, SourceError
-from dilm.files import TEMPORARY, new_folder, read_json, sha256_file, write_bytes, write_json
-from dilm.inspected import Inspected, inspected
-from dilm.published import LABELS
-from dilm.shards import ShardTable
+from dilm.artifacts.artifact import code_and_packages
+from dilm.artifacts.shards import Inspected, ShardTable, inspected
+from dilm.config.schema import Config
+from dilm.core.errors import ConfigError, DilmError, SourceError
+from dilm.core.io import TEMPORARY, new_folder, read_json, sha256_file, write_bytes, write_json
+from dilm.data.text_table import LABELS
+from dilm.report.card import card
 
 if TYPE_CHECKING:
     from datasets import Features
+
 
 HUB = "hub://"
 PLACES = ("root", "cache", "tracking_uri", "shard", "to")  # of one machine: nobody else's affair

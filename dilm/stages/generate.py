@@ -6,24 +6,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dilm import signals
-from dilm.artifacts import Artifact, make
-from dilm.choosing import SHARED, chooser, real_candidates, trusted_rows
-from dilm.config import GENERATOR_METHODS, WRITING_METHODS, Config, plain
-from dilm.data import Corpus, load_corpus
-from dilm.device import pick_device
-from dilm.files import new_folder
-from dilm.generator import load_generator
-from dilm.likelihood import text_nll
-from dilm.lineage import candidates_artifact, dataset_artifact, generator_artifact, selection_of
-from dilm.overlap import NONE, copies
-from dilm.published import read_published
-from dilm.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
-from dilm.sources import cache_folder
-from dilm.tables import table
-from dilm.tracking import Progress
-from dilm.world import ALONE, World
-from dilm.writer import Writer
+from dilm.artifacts.artifact import Artifact, make
+from dilm.artifacts.fingerprint import candidates_artifact, dataset_artifact, generator_artifact, selection_of
+from dilm.artifacts.shards import ShardTable, concatenate, read_shards, shard_table, write_shards
+from dilm.config.schema import GENERATOR_METHODS, WRITING_METHODS, Config, plain
+from dilm.core import signals
+from dilm.core.io import new_folder
+from dilm.data.corpus import Corpus, load_corpus
+from dilm.data.text_table import read_published, table
+from dilm.distributed.device import pick_device
+from dilm.distributed.world import ALONE, World
+from dilm.evaluation.text_metrics import NONE, copies
+from dilm.hub.pretrained import cache_folder
+from dilm.models.generator import load_generator
+from dilm.models.likelihood import text_nll
+from dilm.models.sampling import Writer
+from dilm.selection.select import SHARED, chooser, real_candidates, trusted_rows
+from dilm.tracking.tracker import Progress
 
 
 def run(config: Config, world: World = ALONE) -> Artifact:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from dilm.jobs import Job, read_jobs
+from dilm.scheduler.records import Job, read_jobs
 
 
 def asked(*command: str) -> str:

@@ -10,7 +10,7 @@ import forking
 import pytest
 from daemons import cluster, missing, variables
 
-from dilm.tiny import tiny_rows
+from dilm.hub.tiny import tiny_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_ARRAY_SIZE = 11

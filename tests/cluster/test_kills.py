@@ -10,7 +10,7 @@ import pytest
 from asking import all_ended, artifact, asked, jobs_of, ranks, rows_of, states, until
 from conftest import CPUS, Run
 
-from dilm.files import sha256_file
+from dilm.core.io import sha256_file
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 TRAIN = ["pretrain.steps=400", "match.outer_steps=6", "match.monitor_every=0", "checkpoint.steps=10"]

@@ -12,9 +12,9 @@ import pytest
 from asking import all_ended, artifact, asked, jobs_of, rows_of, states, until
 from conftest import CPUS, MAX_ARRAY_SIZE, REPOSITORY, Run
 
-from dilm.files import read_json
-from dilm.shards import read_shards, shard_table, write_shards
-from dilm.tables import table
+from dilm.artifacts.shards import read_shards, shard_table, write_shards
+from dilm.core.io import read_json
+from dilm.data.text_table import table
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 WORDS = ["method=random", "evaluator=words"]
@@ -164,7 +164,7 @@ def test_what_is_missing_is_told_before_anything_is_queued(run: Run, root: Path,
 
 
 def test_another_hosts_claim_is_taken_over_when_its_job_has_ended(run: Run, root: Path, keys: list[str]) -> None:
-    from dilm.claims import held, take
+    from dilm.artifacts.locks import held, take
 
     claim = root / "claims" / "x"
     job = asked("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 300").strip()
@@ -176,9 +176,9 @@ def test_another_hosts_claim_is_taken_over_when_its_job_has_ended(run: Run, root
         assert not won
     asked("scancel", job)
     until(lambda: states()[job] == "CANCELLED")
-    from dilm import slurm
+    from dilm.scheduler.slurm import _has_ended
 
-    slurm._has_ended.cache_clear()
+    _has_ended.cache_clear()
     with held(claim) as won:
         assert won
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dilm.config import Config
-from dilm.shards import read_shards
+from dilm.artifacts.shards import read_shards
+from dilm.config.schema import Config
 from dilm.stages import audit, collect, evaluate, generate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

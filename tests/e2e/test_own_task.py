@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dilm.config import Config
-from dilm.errors import DataError
+from dilm.config.schema import Config
+from dilm.core.errors import DataError
 from dilm.stages import evaluate, generate
 
 LABELS = ["billing", "delivery", "other"]

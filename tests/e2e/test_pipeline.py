@@ -10,17 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dilm import evaluate as evaluate_command
-from dilm import finetune
 from dilm import generate as generate_command
 from dilm import train as train_command
-from dilm.config import METHODS, Config
-from dilm.data import load_corpus
-from dilm.errors import CellsFailedError, DataError, ShardError
-from dilm.files import sha256_file
-from dilm.overlap import NONE, copies
-from dilm.results import read_rows
-from dilm.shards import ShardTable, read_index, read_shards
-from dilm.stages import collect, evaluate, generate, match, pretrain
+from dilm.artifacts.rows import read_rows
+from dilm.artifacts.shards import ShardTable, read_index, read_shards
+from dilm.config.schema import METHODS, Config
+from dilm.core.errors import CellsFailedError, DataError, ShardError
+from dilm.core.io import sha256_file
+from dilm.data.corpus import load_corpus
+from dilm.evaluation import finetune
+from dilm.evaluation.text_metrics import NONE, copies
+from dilm.stages import collect, evaluate, generate, train
 
 Compose = Callable[..., Config]
 
@@ -140,8 +140,8 @@ def test_same_seed_same_bytes_and_another_seed_others(
 ) -> None:
     generate.run(at("method=dilm"))
     again = tiny()
-    pretrain.run(again)
-    match.run(again)
+    train.pretrain(again)
+    train.match(again)
     generate.run(tiny("method=dilm"))
     first = {path.relative_to(trained): sha256_file(path) for path in trained.glob("tiny/*dilm*/*.h5")}
     second = {path.relative_to(again.root): sha256_file(path) for path in Path(again.root).glob("tiny/*dilm*/*.h5")}

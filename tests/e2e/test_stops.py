@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dilm import signals
-from dilm.config import Config
-from dilm.files import sha256_file
-from dilm.results import read_rows
-from dilm.signals import Stopped
-from dilm.stages import evaluate, generate, pretrain
-from dilm.writer import Writer
+from dilm.artifacts.rows import read_rows
+from dilm.config.schema import Config
+from dilm.core import signals
+from dilm.core.io import sha256_file
+from dilm.core.signals import Stopped
+from dilm.models.sampling import Writer
+from dilm.stages import evaluate, generate, train
 
 Compose = Callable[..., Config]
 
@@ -39,7 +39,7 @@ def test_writing_goes_on_with_the_next_batch(
     keys = ["method=lm", "generate.batch=20", "pretrain.steps=100"]
     calm, cut = (tiny(*keys, f"root={tmp_path / name}") for name in ("calm", "cut"))
     for config in (calm, cut):
-        pretrain.run(config)
+        train.pretrain(config)
     expected = generate.run(calm)
     stop_after(4)
     with pytest.raises(Stopped):
@@ -80,14 +80,14 @@ def test_evaluating_keeps_the_cells_that_are_done(
 
 def test_a_wait_for_another_process_can_be_stopped(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that waits for an artifact until its time ends is queued again."""
-    from dilm.claims import held
-    from dilm.data import split_hash
-    from dilm.lineage import pretrain_artifact
+    from dilm.artifacts.fingerprint import pretrain_artifact
+    from dilm.artifacts.locks import held
+    from dilm.data.corpus import split_hash
 
     config = tiny()
     artifact = pretrain_artifact(config, split_hash(config.task, "train", Path(str(config.cache))))
     with held(artifact.folder.with_name(f"{artifact.folder.name}.claim")):
         monkeypatch.setattr(signals, "_told", signal.SIGUSR2)
         with pytest.raises(Stopped) as caught:
-            pretrain.run(config)
+            train.pretrain(config)
     assert caught.value.again

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from dilm import signals
 from dilm import train as train_command
-from dilm.choosing import scored_rows, taught_texts, trusted_rows
-from dilm.config import Config, TaskConfig
-from dilm.data import load_corpus, load_split
-from dilm.errors import DataError
-from dilm.generator import load_generator
-from dilm.keys import derive_seed
-from dilm.likelihood import text_nll
-from dilm.lineage import match_artifact, pretrain_artifact
-from dilm.shards import read_index, read_shards, shard_table
-from dilm.signals import Stopped
+from dilm.artifacts.fingerprint import match_artifact, pretrain_artifact
+from dilm.artifacts.shards import read_index, read_shards, shard_table
+from dilm.config.schema import Config, TaskConfig
+from dilm.core import signals
+from dilm.core.errors import DataError
+from dilm.core.hashing import derive_seed
+from dilm.core.signals import Stopped
+from dilm.data.corpus import load_corpus, load_split
+from dilm.data.samplers import candidate_rows
+from dilm.data.text_table import TextTable
+from dilm.models.generator import load_generator
+from dilm.models.likelihood import text_nll
+from dilm.selection.select import scored_rows, taught_texts, trusted_rows
 from dilm.stages import generate
-from dilm.streams import candidate_rows
-from dilm.tables import TextTable
 
 Compose = Callable[..., Config]
 TEACH = ("generate.teach.scored=60", "generate.teach.words=8", "generate.teach.pool=200")

@@ -8,8 +8,8 @@ import forking
 import pytest
 from safetensors.torch import load_file
 
-from dilm.results import read_rows
-from dilm.shards import read_shards
+from dilm.artifacts.rows import read_rows
+from dilm.artifacts.shards import read_shards
 
 pytestmark = pytest.mark.dist
 KEYS = ["experiment=tiny", "threads=1", "pretrain.steps=100", "checkpoint.steps=10", "generate.batch=16"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dilm.files import sha256_file
+from dilm.core.io import sha256_file
 
 pytestmark = pytest.mark.dist
 TRAIN = ["-m", "dilm.train", "experiment=tiny", "threads=1"]

@@ -9,25 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dilm.engine
+import dilm.zero
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-import dilm.engine
-import dilm.zero
-from dilm.checks import typed
-from dilm.compose import attach
-from dilm.config import CONF_FOLDER, OptimizerConfig
-from dilm.data import load_corpus
-from dilm.engine import Engine, TorchEngine
-from dilm.lineage import match_artifact, pretrain_artifact
-from dilm.sources import cache_folder
-from dilm.stages.match import Matching
-from dilm.stages.pretrain import Pretraining
-from dilm.streams import PoolOfLabel
-from dilm.world import joined
-from dilm.zero import DeepSpeedEngine
+from dilm.artifacts.fingerprint import match_artifact, pretrain_artifact
+from dilm.config.compose import attach
+from dilm.config.schema import OptimizerConfig
+from dilm.config.validate import typed
+from dilm.core.io import CONF_FOLDER
+from dilm.data.corpus import load_corpus
+from dilm.distributed.world import joined
+from dilm.hub.pretrained import cache_folder
+from dilm.matching.batches import PoolOfLabel
+from dilm.matching.trainer import Matching
+from dilm.stages.train import Pretraining
+from dilm.training.deepspeed import DeepSpeedEngine
+from dilm.training.engine import Engine, TorchEngine
 
 ROWS = np.array([0, 5, 9, 14, 3, 77, 41, 20, 66, 8, 31, 19, 2])  # an odd number: the ranks' shares are unequal
 LR = 0.5

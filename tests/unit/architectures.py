@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, RobertaConfig, XLNetConfig
 
-from dilm.learner import Learner
-from dilm.models import LearnerConfig, SourceConfig
-from dilm.tiny import build_tiny_model
+from dilm.config.schema import LearnerConfig, SourceConfig
+from dilm.hub.tiny import build_tiny_model
+from dilm.models.learner import Learner
 
 SIZES = {"num_labels": 3, "vocab_size": 512}
 

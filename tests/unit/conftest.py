@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pairs import TASK
 
-from dilm.generator import Generator, build_generator
-from dilm.models import GeneratorConfig, SourceConfig
-from dilm.sources import model_folder
+from dilm.config.schema import GeneratorConfig, SourceConfig
+from dilm.hub.pretrained import model_folder
+from dilm.models.generator import Generator, build_generator
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """A task of text pairs, and its texts as token sequences, for the tests of the generator."""
 
-from dilm.config import TaskConfig
-from dilm.generator import Generator
-from dilm.tables import table
+from dilm.config.schema import TaskConfig
+from dilm.data.text_table import table
+from dilm.models.generator import Generator
 
 TASK = TaskConfig("pairs", fields=["a", "b"], labels=["not_alike", "alike"], max_length=24)
 

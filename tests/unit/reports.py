@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from dilm.results import Row, rows_folder
-from dilm.summaries import Table, make_tables
+from dilm.artifacts.rows import Row, rows_folder
+from dilm.report.summary import Table, make_tables
 
 ROW = Row(
     key="", task="toy", method="dilm", dpc=5, dataset=0, seed=0, evaluator="frozen", model="tiny", metric="accuracy",

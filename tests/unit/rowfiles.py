@@ -3,8 +3,8 @@
 import gzip
 from pathlib import Path
 
-from dilm.config import TaskConfig
-from dilm.tables import TextTable, table
+from dilm.config.schema import TaskConfig
+from dilm.data.text_table import TextTable, table
 
 ONE = TaskConfig(name="one", fields=["sentence"], labels=["no", "yes"], folder="ONE")
 TWO = TaskConfig(name="two", fields=["premise", "hypothesis"], labels=["a", "b", "c"])

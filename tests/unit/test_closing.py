@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dilm.closing import LISTED, Ran, lines_of, next_command
-from dilm.config import Config
+from dilm.cli import LISTED, Ran, lines_of, next_command
+from dilm.config.schema import Config
 
 Compose = Callable[..., Config]
 

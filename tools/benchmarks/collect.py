@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import Call, Contest, Done, seconds
-from dilm.results import Row, rows_folder
+from dilm.artifacts.rows import Row, rows_folder
 from dilm.stages.collect import run
 
 ROWS = 100_000

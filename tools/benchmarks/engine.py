@@ -54,15 +54,15 @@ def measure_engine(steps: int, keys: list[str]) -> None:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from dilm.checks import typed
-    from dilm.compose import attach
-    from dilm.config import CONF_FOLDER
-    from dilm.data import load_corpus
-    from dilm.engine import check_engine
-    from dilm.lineage import pretrain_artifact
-    from dilm.sources import cache_folder
-    from dilm.stages.pretrain import Pretraining
-    from dilm.world import joined
+    from dilm.artifacts.fingerprint import pretrain_artifact
+    from dilm.config.compose import attach
+    from dilm.config.validate import typed
+    from dilm.core.io import CONF_FOLDER
+    from dilm.data.corpus import load_corpus
+    from dilm.distributed.world import joined
+    from dilm.hub.pretrained import cache_folder
+    from dilm.stages.train import Pretraining
+    from dilm.training.engine import check_engine
 
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     attach()

@@ -9,17 +9,16 @@ import torch.nn.functional as F
 
 from benchmarks.plain import Trainer, configured, padded, still
 from benchmarks.timing import FORWARD, TRAINING, Call, Contest, Done, multiplied, speed_up
-from dilm.batching import Ids
-from dilm.clustering import plain_batches
-from dilm.config import Config
-from dilm.data import load_corpus, load_split, sampled_dev
-from dilm.device import autocast, pick_device
-from dilm.finetune import finetuned
-from dilm.keys import derive_seed
-from dilm.learner import Learner, build_learner
-from dilm.sources import cache_folder
-from dilm.streams import candidate_rows
-from dilm.tables import TextTable
+from dilm.config.schema import Config
+from dilm.core.hashing import derive_seed
+from dilm.data.corpus import load_corpus, load_split, sampled_dev
+from dilm.data.samplers import candidate_rows, plain_batches
+from dilm.data.text_table import TextTable
+from dilm.distributed.device import autocast, pick_device
+from dilm.evaluation.finetune import finetuned
+from dilm.hub.pretrained import cache_folder
+from dilm.models.batching import Ids
+from dilm.models.learner import Learner, build_learner
 
 NAMES = ("evaluate", "bench", 0, 0)
 

@@ -7,16 +7,16 @@ import torch
 
 from benchmarks.plain import configured
 from benchmarks.timing import FORWARD, Call, Contest, Done, multiplied, speed_up
-from dilm.config import Config
-from dilm.data import load_corpus
-from dilm.device import autocast, pick_device
-from dilm.generator import Generator, load_generator
-from dilm.keys import derive_seed
-from dilm.lineage import pretrain_artifact
-from dilm.sources import cache_folder
-from dilm.stages import pretrain
-from dilm.text import parse_tokens
-from dilm.writer import Writer
+from dilm.artifacts.fingerprint import pretrain_artifact
+from dilm.config.schema import Config
+from dilm.core.hashing import derive_seed
+from dilm.data.corpus import load_corpus
+from dilm.data.templates import parse_tokens
+from dilm.distributed.device import autocast, pick_device
+from dilm.hub.pretrained import cache_folder
+from dilm.models.generator import Generator, load_generator
+from dilm.models.sampling import Writer
+from dilm.stages import train
 
 LABEL = 0
 
@@ -34,7 +34,7 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
     corpus = load_corpus(config.task, config.data, cache)
     trained = pretrain_artifact(config, corpus.content_hash)
     if not trained.exists:
-        pretrain.run(config)
+        train.pretrain(config)
     sides = {"ours": lambda: _ours(config, trained.folder), "baseline": lambda: _baseline(config, trained.folder)}
     note = f"{config.generator.name} after {config.pretrain.steps} steps, {config.generate.batch} texts at a time"
     return Contest("generate", "tokens", sides, [speed_up(3)], config.precision, 0.35, note)

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 
 from benchmarks.plain import configured, padded
 from benchmarks.timing import FORWARD, Call, Contest, Done, multiplied, speed_up
-from dilm.config import Config
-from dilm.data import load_corpus, load_split, stratified_rows
-from dilm.device import pick_device
-from dilm.icl import Reader, demonstration_order
-from dilm.keys import derive_seed
-from dilm.sources import cache_folder
-from dilm.streams import candidate_rows
-from dilm.tables import TextTable
+from dilm.config.schema import Config
+from dilm.core.hashing import derive_seed
+from dilm.data.corpus import load_corpus, load_split, stratified_rows
+from dilm.data.samplers import candidate_rows
+from dilm.data.text_table import TextTable
+from dilm.distributed.device import pick_device
+from dilm.evaluation.icl import Reader, demonstration_order
+from dilm.hub.pretrained import cache_folder
 
 QUESTIONS, DEMONSTRATIONS = 100, 10
 BATCH = 64  # prompts at a time, as the released scripts have it

@@ -13,26 +13,24 @@ from torch import Tensor, nn
 from benchmarks.plain import Trainer, configured, padded
 from benchmarks.shapes import build_shape
 from benchmarks.timing import FORWARD, TRAINING, Call, Contest, Done, cost, multiplied, speed_up
-from dilm.artifacts import Artifact, make
-from dilm.clustering import plain_batches
-from dilm.config import Config
-from dilm.data import Corpus, load_corpus
-from dilm.device import autocast, pick_device
-from dilm.features import FeatureStore
-from dilm.files import new_folder
-from dilm.generator import Generator, build_generator, load_generator
-from dilm.keys import Names, derive_seed
-from dilm.learner import Learner, build_learner, forward_all
-from dilm.likelihood import sum_nll
-from dilm.lineage import match_artifact, pool_artifacts, pretrain_artifact
-from dilm.models import GeneratorConfig, LearnerConfig, SourceConfig
-from dilm.sources import cache_folder, model_folder
-from dilm.stages import learners
-from dilm.stages.match import Matching
-from dilm.streams import PoolOfLabel, fixed_sets, real_batches
-from dilm.teacher import TrainedTeacher
-from dilm.trajectory import Trajectory
-from dilm.world import ALONE
+from dilm.artifacts.artifact import Artifact, make
+from dilm.artifacts.fingerprint import match_artifact, pool_artifacts, pretrain_artifact
+from dilm.config.schema import Config, GeneratorConfig, LearnerConfig, SourceConfig
+from dilm.core.hashing import Names, derive_seed
+from dilm.core.io import new_folder
+from dilm.data.corpus import Corpus, load_corpus
+from dilm.data.samplers import plain_batches
+from dilm.distributed.device import autocast, pick_device
+from dilm.distributed.world import ALONE
+from dilm.hub.pretrained import cache_folder, model_folder
+from dilm.matching.batches import PoolOfLabel, fixed_sets, real_batches
+from dilm.matching.trainer import Matching
+from dilm.matching.trajectory import TrainedTeacher, Trajectory
+from dilm.models.features import FeatureStore
+from dilm.models.generator import Generator, build_generator, load_generator
+from dilm.models.learner import Learner, build_learner, forward_all
+from dilm.models.likelihood import sum_nll
+from dilm.stages.train import make_trajectories
 
 # The paper's update, with few candidates for the one set that real texts come from: choosing it isn't timed.
 UPDATE = (
@@ -106,7 +104,7 @@ class Stage:
         """Make the pool, or find it, and tell what it cost."""
         began = time.perf_counter()
         there = all(artifact.exists for both in self._artifacts() for artifact in both)
-        learners.run(self.pooled)
+        make_trajectories(self.pooled)
         states = self.config.match.inner_steps
         took = time.perf_counter() - began
         return "the pool was there" if there else f"the pool's {states} states took {took:.0f} s to make"

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dilm.batching import Ids
-from dilm.compose import Composer
-from dilm.config import Config, OptimizerConfig
-from dilm.models import LearnerConfig, SourceConfig
-from dilm.sources import model_folder
+from dilm.config.schema import Config, LearnerConfig, OptimizerConfig, SourceConfig
+from dilm.hub.pretrained import model_folder
+from dilm.launch.sweep import Composer
+from dilm.models.batching import Ids
 
 CLIP = 1.0
 

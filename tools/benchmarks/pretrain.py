@@ -8,16 +8,16 @@ import numpy as np
 
 from benchmarks.plain import Trainer, configured, padded
 from benchmarks.timing import TRAINING, Call, Contest, Done, multiplied, speed_up
-from dilm.clustering import plain_batches
-from dilm.config import Config
-from dilm.data import Corpus, load_corpus
-from dilm.device import autocast, pick_device
-from dilm.generator import build_generator
-from dilm.keys import derive_seed
-from dilm.lineage import pretrain_artifact
-from dilm.sources import cache_folder, model_folder
-from dilm.stages.pretrain import Pretraining
-from dilm.world import ALONE
+from dilm.artifacts.fingerprint import pretrain_artifact
+from dilm.config.schema import Config
+from dilm.core.hashing import derive_seed
+from dilm.data.corpus import Corpus, load_corpus
+from dilm.data.samplers import plain_batches
+from dilm.distributed.device import autocast, pick_device
+from dilm.distributed.world import ALONE
+from dilm.hub.pretrained import cache_folder, model_folder
+from dilm.models.generator import build_generator
+from dilm.stages.train import Pretraining
 
 BATCH = "pretrain.batch=64"  # the paper's
 

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.plain import padded
 from benchmarks.timing import Call, Contest, Done, cost
-from dilm import learner, likelihood
-from dilm.batching import by_length, pad
-from dilm.clustering import plain_batches
-from dilm.streams import real_batches
-from dilm.tables import table
+from dilm.data.samplers import plain_batches
+from dilm.data.text_table import table
+from dilm.matching.batches import real_batches
+from dilm.models import learner, likelihood
+from dilm.models.batching import by_length, pad
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BATCH, REAL_DPC, LABELS = 64, 200, 2

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Call, Contest, Done, speed, speed_up
-from dilm.keys import derive_seed
-from dilm.selection import k_centers
+from dilm.core.hashing import derive_seed
+from dilm.selection.coreset import k_centers
 
 SETS, TEXTS, CENTERS, WIDTH = 20, 2_000, 20, 768  # oversample=100 at dpc 20, BERT's embeddings
 ITERATIONS = 300  # scikit-learn's limit, and its tolerance below

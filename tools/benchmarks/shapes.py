@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dilm.keys import derive_seed
+from dilm.core.hashing import derive_seed
 
 END = "<|endoftext|>"
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import Call, Contest, Done, speed
-from dilm.shards import ShardTable, read_shards, shard_table, write_shards
-from dilm.tables import table
-from dilm.tiny import tiny_rows
+from dilm.artifacts.shards import ShardTable, read_shards, shard_table, write_shards
+from dilm.data.text_table import table
+from dilm.hub.tiny import tiny_rows
 
 ROWS = 200_000
 MEGABYTE = 1e6

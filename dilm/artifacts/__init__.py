@@ -1,0 +1,1 @@
+"""What stands under `root`: folders by content, shards, rows, locks."""

@@ -1,0 +1,209 @@
+"""Result rows: one JSON object a line, one file a job, and exactly one `done` row a cell that counts.
+
+A cell is (source artifact, data set, evaluator, model, seed). Cells are claimed, so that jobs which overlap don't
+evaluate one twice; a failed cell leaves a `failed` row with its error, and its neighbours go on.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
+from io import BytesIO
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args
+
+from dilm.artifacts import locks
+from dilm.core.hashing import content_key
+from dilm.core.io import disk_full_named
+from dilm.scheduler import job as job_module
+from dilm.scheduler.job import rank_id, restarts
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome of one cell."""
+
+    key: str
+    task: str
+    method: str
+    dpc: int
+    dataset: int
+    seed: int
+    evaluator: str  # finetune, frozen, icl, words
+    model: str
+    metric: str
+    value: float | None  # in percent
+    status: str  # done, failed
+    source_key: str  # of the data sets
+    protocol: str  # key of the evaluation's settings; of method=full, and behind a slash that of its own
+    data_hash: str  # of the dev rows
+    metrics: dict[str, float] = field(default_factory=dict)  # every metric, in percent
+    steps: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    dev_rows: int | None = None  # of a sample of dev; None: all
+    pool: str = ""  # fresh or shared: whether the data sets are independent
+    schema: int = SCHEMA
+    host: str = ""
+    job_id: str = ""
+    time: str = ""
+
+
+def cell_key(source_key: str, dataset: int, protocol: dict[str, Any], seed: int) -> str:
+    """The key of a cell: equal wherever and in whatever company it is evaluated."""
+    return content_key({"source": source_key, "dataset": dataset, "protocol": protocol, "seed": seed})
+
+
+def rows_folder(root: Path) -> Path:
+    """Where the jobs' row files are."""
+    return root / "rows"
+
+
+def claim_file(root: Path, key: str) -> Path:
+    """The claim of a cell."""
+    return root / "claims" / key[:2] / key
+
+
+def cut_torn_tail(path: Path) -> None:
+    """Cut a file back to its last newline: what a killed writer left is no row."""
+    with open(path, "rb+") as stream:
+        content = stream.read()
+        if keep := len(content) - len(content[: content.rfind(b"\n") + 1]):
+            stream.truncate(len(content) - keep)
+            os.fsync(stream.fileno())
+
+
+class RowWriter:
+    """Appends rows to this job's file, each flushed to disk before the next."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = rows_folder(root) / f"rows-{rank_id()}.jsonl"
+        with disk_full_named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                cut_torn_tail(self.path)
+
+    def write(self, row: Row) -> None:
+        """Append a row. Raises DiskFullError, and then leaves the file as it was."""
+        stamped = asdict(row) | {
+            "host": os.uname().nodename,
+            "job_id": rank_id(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        line = (json.dumps(stamped, ensure_ascii=False) + "\n").encode()
+        # Without a buffer, which would go on with the rest of the row when the file is closed.
+        with disk_full_named(self.path), open(self.path, "ab", buffering=0) as stream:
+            before = stream.tell()
+            try:
+                while line:
+                    line = line[stream.write(line) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                os.truncate(self.path, before)
+                raise
+
+
+def read_rows(root: Path) -> list[Row]:
+    """The row that counts of every cell: the newest `done` one, else the newest `failed` one. Ordered by key."""
+    paths = sorted(rows_folder(root).glob("rows-*.jsonl"))
+    counted: dict[str, Row] = {}
+    for row in sorted((row for path in paths for row in _parse(path.read_bytes())), key=lambda row: row.time):
+        known = counted.get(row.key)
+        if known is None or row.status == "done" or known.status == "failed":
+            counted[row.key] = row
+    return [counted[key] for key in sorted(counted)]
+
+
+def read_table(root: Path) -> "pyarrow.Table":
+    """The rows of `read_rows` as columns, without `metrics`; an order of magnitude faster where there are 100,000."""
+    import pyarrow
+    from pyarrow import compute, json
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema(
+        [(item.name, types[kind]) for item in dataclass_fields(Row) if (kind := _plain(item.type)) in types]
+    )
+    contents = [path.read_bytes() for path in sorted(rows_folder(root).glob("rows-*.jsonl"))]
+    lines = b"".join(content[: content.rfind(b"\n") + 1] for content in contents)  # without torn tails
+    if not lines:
+        return schema.empty_table()
+    how = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    table = json.read_json(BytesIO(lines), parse_options=how)
+    table = table.filter(compute.equal(table["schema"], SCHEMA))
+    # The last row of a key in this order is the one that counts; of rows of one second, the one that was read last.
+    settled = table.select(["key", "status", "time"]).to_pandas()
+    settled["done"] = settled["status"] == "done"
+    counted = settled.sort_values(["key", "done", "time"], kind="stable").drop_duplicates("key", keep="last")
+    return table.take(counted.index.to_numpy())
+
+
+def _plain(annotation: Any) -> Any:
+    """The type of a field, without that it may also be None."""
+    return get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
+
+
+def _parse(content: bytes) -> Iterator[Row]:
+    names = set(Row.__dataclass_fields__)
+    for line in content.split(b"\n")[:-1]:  # the last is empty, or torn
+        values = json.loads(line)
+        if values.get("schema") == SCHEMA:
+            yield Row(**{name: value for name, value in values.items() if name in names})
+
+
+class RowLog:
+    """What all jobs' rows tell of cells, kept up to date by reading what was appended since."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._read: dict[Path, int] = {}  # bytes of each file that have been seen
+        self._done: dict[str, set[str]] = {}  # key: jobs that did it
+        self._settled: set[str] = set()
+
+    def _update(self) -> None:
+        for path in sorted(rows_folder(self.root).glob("rows-*.jsonl")):
+            seen = self._read.get(path, 0)
+            if path.stat().st_size <= seen:
+                continue
+            with open(path, "rb") as stream:
+                stream.seek(seen)
+                content = stream.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._read[path] = seen + len(whole)
+            for row in _parse(whole):
+                self._settled.add(row.key)
+                if row.status == "done":
+                    self._done.setdefault(row.key, set()).add(row.job_id.partition("-rank")[0])
+
+    def begin(self, force: bool = False) -> set[str]:
+        """Keys of the cells that need not be evaluated; with `force`, those that this very job did before a requeue.
+
+        From now on `settled` counts these, and whatever another row comes of.
+        """
+        self._update()
+        mine = {job_module.job_id()} if restarts() else set()
+        done = {key for key, by in self._done.items() if not force or by & mine}
+        self._settled = set(done)
+        return done
+
+    def settled(self, key: str) -> bool:
+        """Whether nothing is left to do for a cell: another process has done it meanwhile, or has failed at it."""
+        self._update()
+        return key in self._settled
+
+
+@contextmanager
+def claimed_cell(root: Path, key: str) -> Iterator[bool]:
+    """Hold a cell for the block; yields False where another live job has it."""
+    with locks.held(claim_file(root, key)) as won:
+        yield won

@@ -1,0 +1,1 @@
+"""Every key: its type, unit, meaning and bounds, in one place."""

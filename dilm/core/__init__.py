@@ -1,0 +1,1 @@
+"""Words that everything uses: errors, files, keys, signals. No torch."""

@@ -1,0 +1,1 @@
+"""Labelled texts: read, cut, sampled, and written with control tokens."""

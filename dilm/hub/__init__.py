@@ -1,0 +1,1 @@
+"""Pretrained models and packaged rows by pinned identity."""

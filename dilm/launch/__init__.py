@@ -1,0 +1,1 @@
+"""From combinations of keys to jobs. No torch."""

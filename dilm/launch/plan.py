@@ -1,0 +1,487 @@
+"""The plan of a study: from combinations of keys to what is to be made, what of it is there, and jobs for the rest.
+
+A stage's *unit* is one artifact, or the cells of one evaluation. Units are told apart by content: combinations that
+need the same generator make it once. A study's jobs go to Slurm at once, in arrays that wait for what they need.
+Torch-free.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dilm.artifacts.artifact import Artifact
+from dilm.artifacts.fingerprint import (
+    candidates_artifact,
+    dataset_artifact,
+    generator_artifact,
+    match_artifact,
+    pool_artifacts,
+    pretrain_artifact,
+)
+from dilm.artifacts.rows import Row, read_rows, rows_folder
+from dilm.config.compose import checked
+from dilm.config.schema import GENERATOR_METHODS, Config
+from dilm.core.errors import ConfigError, DilmError, MissingArtifactError
+from dilm.data.corpus import split_hash
+from dilm.evaluation.cells import evaluation_cells
+from dilm.hub.pretrained import cache_folder
+from dilm.launch.submit import JobArray, array_name, asked_for, check, chunks, gpus_of, submit
+from dilm.launch.sweep import Composer, sweep, with_sweep
+from dilm.scheduler import records, slurm
+from dilm.scheduler.records import DONE, FAILED, Call, Verdict, judge
+
+STAGES = ("pretrain", "learners", "match", "generate", "evaluate", "collect")
+COMMAND_OF = dict(zip(STAGES, ("train", "train", "train", "generate", "evaluate", "collect"), strict=True))
+NEW = "new"
+REPORT = "report"  # folder of what `collect` makes
+
+
+def named(artifact: Artifact) -> str:
+    """An artifact's folder, relative to root."""
+    return f"{artifact.folder.parent.name}/{artifact.folder.name}"
+
+
+def makes(config: Config, command: str) -> dict[str, list[str]]:
+    """What a command makes, by stage: folders of artifacts, keys of cells. Nothing where the rows can't be read."""
+    if command == "collect":
+        return {"collect": [REPORT]}
+    try:
+        cache = cache_folder(config.cache)
+        data_hash = split_hash(config.task, "train", cache)
+        if command == "train":
+            made = {
+                "pretrain": [named(pretrain_artifact(config, data_hash))],
+                "learners": _teachers(config, data_hash),
+                "match": [named(match_artifact(config, data_hash))],
+            }
+            return {stage: made[stage] for stage in config.stages if made[stage]}
+        if command == "generate":
+            return {"generate": [named(dataset_artifact(config, data_hash))]}
+        cells = evaluation_cells(config, data_hash, split_hash(config.task, "dev", cache))
+        return {"evaluate": [cell.key for cell in cells]}
+    except DilmError:
+        return {}  # the command itself meets the error, and tells it
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Something to be made by one call."""
+
+    stage: str
+    call: Call
+    keys: tuple[str, ...]  # a folder, or cells' keys
+    needs: tuple[str, ...] = ()  # folders that must be there first
+    group: str = ""  # units of one group share what the first of them makes, and go into one job
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.call.task
+
+
+def units_of(stage: str, configs: Iterable[tuple[Sequence[str], Config]]) -> list[Unit]:
+    """The distinct units of a stage that combinations of keys need. Raises DilmError where rows can't be read."""
+    found: dict[tuple[str, ...], Unit] = {}
+    for overrides, config in configs:
+        for unit in _BUILDERS[stage](tuple(overrides), config):
+            found.setdefault(unit.keys, unit)
+    return list(found.values())
+
+
+def _hash(config: Config, split: str = "train") -> str:
+    return split_hash(config.task, split, cache_folder(config.cache))
+
+
+def _artifact_unit(
+    stage: str, overrides: tuple[str, ...], config: Config, artifact: Artifact, needs: tuple[str, ...], group: str = ""
+) -> Unit:
+    keys = (*overrides, f"stages=[{stage}]") if COMMAND_OF[stage] == "train" else overrides
+    name = named(artifact)
+    call = Call(COMMAND_OF[stage], keys, config.task.name, {stage: [name]})
+    return Unit(stage, call, (name,), needs, group or name)
+
+
+def _pretrain(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    if config.method not in GENERATOR_METHODS:
+        return []
+    return [_artifact_unit("pretrain", overrides, config, pretrain_artifact(config, _hash(config)), ())]
+
+
+def _matches(config: Config, data_hash: str) -> bool:
+    """Whether the method needs a matched generator."""
+    wanted = match_artifact(config, data_hash)
+    return config.method in GENERATOR_METHODS and generator_artifact(config, data_hash) == wanted
+
+
+def _teachers(config: Config, data_hash: str) -> list[str]:
+    """The last of what is made for each trajectory of the pool, or for the one that is asked for."""
+    pool = [named(teacher) for _, teacher in pool_artifacts(config, data_hash)]
+    number = config.match.trajectory
+    return pool if number is None or not pool else [pool[number]]
+
+
+def _learners(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    data_hash, key = _hash(config), "match.trajectory="
+    if not _matches(config, data_hash):
+        return []
+    others = tuple(override for override in overrides if not override.startswith(key))
+    first = config.match.trajectory or 0
+    units = []
+    for number, teacher in enumerate(_teachers(config, data_hash), first):
+        call = Call(
+            "train", (*others, f"{key}{number}", "stages=[learners]"), config.task.name, {"learners": [teacher]}
+        )
+        units.append(Unit("learners", call, (teacher,), group=teacher))
+    return units
+
+
+def _match(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    data_hash = _hash(config)
+    if not _matches(config, data_hash):
+        return []
+    needs = (named(pretrain_artifact(config, data_hash)), *_teachers(config, data_hash))
+    return [_artifact_unit("match", overrides, config, match_artifact(config, data_hash), needs)]
+
+
+def _generate(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    data_hash = _hash(config)
+    if config.method not in GENERATOR_METHODS:
+        return [_artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), ())]
+    needs = (named(generator_artifact(config, data_hash)),)
+    group = named(candidates_artifact(config, data_hash))
+    return [_artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), needs, group)]
+
+
+def _evaluate(overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    data_hash = _hash(config)
+    keys = tuple(cell.key for cell in evaluation_cells(config, data_hash, _hash(config, "dev")))
+    call = Call("evaluate", overrides, config.task.name, {"evaluate": list(keys)})
+    return [Unit("evaluate", call, keys, (named(dataset_artifact(config, data_hash)),))]
+
+
+_BUILDERS: dict[str, Callable[[tuple[str, ...], Config], list[Unit]]] = {
+    "pretrain": _pretrain,
+    "learners": _learners,
+    "match": _match,
+    "generate": _generate,
+    "evaluate": _evaluate,
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is there already, what live jobs are making, and what has failed."""
+
+    root: Path
+    done_cells: frozenset[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)  # key: why
+    live: Mapping[str, Verdict] = field(default_factory=dict)  # key: the job that is making it
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # of all jobs, oldest first
+    rows: Sequence[Row] = ()
+
+    def of(self, stage: str, key: str) -> str:
+        """`done`, `running`, `queued`, `failed` or `new`."""
+        if self._is_there(stage, key):
+            return DONE
+        if key in self.live:
+            return self.live[key].state
+        return FAILED if key in self.failed else NEW
+
+    def _is_there(self, stage: str, key: str) -> bool:
+        if stage == "evaluate":
+            return key in self.done_cells
+        return report_is_current(self.root) if stage == "collect" else (self.root / key).is_dir()
+
+
+def report_is_current(root: Path) -> bool:
+    """Whether no row is newer than the report."""
+    try:
+        made = (root / REPORT / "index.html").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return all(path.stat().st_mtime <= made for path in rows_folder(root).glob("rows-*.jsonl"))
+
+
+def standing_of(root: Path) -> Standing:
+    """How everything below a root stands, by its files and one question to Slurm."""
+    verdicts = judge(root)
+    rows = read_rows(root)
+    done = frozenset(row.key for row in rows if row.status == DONE)
+    failed: dict[str, str] = {}
+    live: dict[str, Verdict] = {}
+    for verdict in verdicts.values():
+        for stage, key in verdict.job.made:
+            failed.pop(key, None)
+            if verdict.live:
+                live[key] = verdict
+            elif verdict.state != DONE:
+                failed[key] = verdict.reason
+            elif stage == "evaluate" and key not in done:
+                failed[key] = f"{verdict.job.name} ended without it"
+    failed |= {row.key: row.error or "" for row in rows if row.status == FAILED}
+    return Standing(root, done, failed, live, verdicts, rows)
+
+
+def left_of(units: Sequence[Unit], standing: Standing, states: Sequence[str] = (NEW, FAILED)) -> list[Unit]:
+    """Units cut down to the keys that stand so, by default what is still to be made."""
+    left = []
+    for unit in units:
+        chosen = [index for index, key in enumerate(unit.keys) if standing.of(unit.stage, key) in states]
+        if chosen:
+            left.append(unit if len(chosen) == len(unit.keys) else part_of(unit, chosen))
+    return left
+
+
+def counted(units: Sequence[Unit], standing: Standing) -> dict[str, int]:
+    """How many of the units' keys stand how."""
+    return dict(Counter(standing.of(unit.stage, key) for unit in units for key in unit.keys))
+
+
+def part_of(unit: Unit, indices: Sequence[int]) -> Unit:
+    """Some of an evaluation's cells."""
+    keys = tuple(unit.keys[index] for index in indices)
+    cells = _cells_override(unit.call.overrides, indices)
+    call = replace(unit.call, overrides=cells, makes={unit.stage: list(keys)})
+    return replace(unit, keys=keys, call=call)
+
+
+def _cells_override(overrides: tuple[str, ...], indices: Sequence[int]) -> tuple[str, ...]:
+    """The keys with `evaluate.cells`; where they name cells already, the indices are into those."""
+    name = "evaluate.cells="
+    before = [override for override in overrides if override.startswith(name) and not override.endswith("=null")]
+    if before:
+        known = before[-1].removeprefix(name).strip("[]").split(",")
+        indices = [int(known[index]) for index in indices]
+    others = [override for override in overrides if not override.startswith(name)]
+    return (*others, f"{name}[{','.join(map(str, indices))}]")
+
+
+def jobs_of(units: Sequence[Unit], cells_per_job: int | None) -> list[list[Unit]]:
+    """Units that one job does, one after another.
+
+    Artifacts: those of one group. Evaluations: one configuration's cells, cut and brought together to `cells_per_job`
+    where that is set, from units that need the same.
+    """
+    if not units or units[0].stage != "evaluate":
+        groups: dict[str, list[Unit]] = {}
+        for unit in units:
+            groups.setdefault(unit.group, []).append(unit)
+        return list(groups.values())
+    if cells_per_job is None:
+        return [[unit] for unit in units]
+    filled: list[list[Unit]] = []
+    room, needs = 0, None
+    for unit in units:
+        start = 0
+        while start < len(unit.keys):
+            if not room or unit.needs != needs:
+                filled.append([])
+                room, needs = cells_per_job, unit.needs
+            size = min(room, len(unit.keys) - start)
+            filled[-1].append(part_of(unit, range(start, start + size)))
+            start, room = start + size, room - size
+    return filled
+
+
+# Stages that a user may name; training is two of them, so that several matchings share a pre-training.
+NAMES = {"train": ("pretrain", "learners", "match")} | {stage: (stage,) for stage in STAGES}
+LIVE = (records.QUEUED, records.RUNNING)
+ASKING = ("site", "launcher", "hydra", "experiment", "root")  # keys that change what a job asks for
+Alike = tuple[str, frozenset[int], frozenset[str], tuple[str, ...]]  # task, planned and live jobs before, asking keys
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An array, and the planned arrays that it waits for."""
+
+    array: JobArray  # `after`: jobs that are live already
+    task: str
+    needs: frozenset[int] = frozenset()
+
+
+@dataclass
+class Study:
+    """Everything that is needed, how it stands, and the arrays for what is left."""
+
+    root: Path
+    standing: Standing
+    units: dict[str, list[Unit]]  # of each stage, all
+    arrays: list[Planned] = field(default_factory=list)
+    max_array_size: int | None = None  # the site's word; null: ask Slurm
+    makers: dict[str, set[int]] = field(default_factory=dict)  # key: planned arrays that make it
+    asked: dict[tuple[object, ...], dict[str, Any]] = field(default_factory=dict)  # by command and keys that matter
+
+    @property
+    def gpu_hours(self) -> float:
+        """What all jobs ask for at most."""
+        return sum(
+            len(planned.array.jobs) * gpus_of(planned.array.asked) * planned.array.asked["timeout_min"] / 60
+            for planned in self.arrays
+        )
+
+
+def stages_named(names: str) -> list[str]:
+    """`train,evaluate` as stages, in their order. Raises ConfigError."""
+    wanted = [stage for name in names.split(",") for stage in NAMES.get(name, (name,))]
+    if unknown := [name for name in wanted if name not in STAGES]:
+        raise ConfigError(f"stage {unknown[0]!r} is unknown. Known: {', '.join(NAMES)}.")
+    return [stage for stage in STAGES if stage in wanted]
+
+
+def plan_study(stages: Sequence[str], arguments: Sequence[str]) -> Study:
+    """Plan the stages of every combination of keys. Raises DilmError before anything is queued."""
+    composer = Composer()
+    configs = [(overrides, composer.config(overrides)) for overrides in sweep(with_sweep(checked(arguments)))]
+    root = _one_root(configs)
+    standing = Standing(root) if configs[0][1].force else standing_of(root)
+    units = {stage: units_of(stage, configs) for stage in stages if stage != "collect"}
+    study = Study(root, standing, units, max_array_size=configs[0][1].site.max_array_size)
+    for stage, all_units in units.items():
+        _arrange(study, stage, left_of(all_units, standing), configs[0][1].launcher.cells_per_job)
+    if "collect" in stages:
+        _collect(study, tuple(configs[0][0]))
+    return study
+
+
+def _one_root(configs: Sequence[tuple[Sequence[str], Config]]) -> Path:
+    roots = {config.root for _, config in configs}
+    if len(roots) > 1:
+        raise ConfigError(f"root is {' and '.join(sorted(roots))}; a study has one.")
+    return Path(roots.pop())
+
+
+def plan_retry(root: Path) -> Study:
+    """Plan again exactly what has failed: by the keys of the jobs that were to make it."""
+    standing, composer = standing_of(root), Composer()
+    study = Study(root, standing, {})
+    calls = _failed_calls(standing)
+    per_job = None
+    for stage in STAGES[:-1]:
+        found: dict[str, Unit] = {}
+        for call in calls.get(stage, []):
+            keys = _again(call)
+            config = composer.config(keys)
+            per_job = config.launcher.cells_per_job
+            study.max_array_size = config.site.max_array_size
+            for unit in left_of(units_of(stage, [(keys, config)]), standing, (records.FAILED,)):
+                found.setdefault(unit.keys[0], unit)
+        study.units[stage] = list(found.values())
+        _arrange(study, stage, study.units[stage], per_job)
+    for call in calls.get("collect", [])[-1:]:
+        _collect(study, call.overrides)
+    return study
+
+
+def _again(call: Call) -> tuple[str, ...]:
+    """The keys of a call, to find its units by. What is trained doesn't depend on the method, which stage is does."""
+    apart = ("force=", *(("method=", "stages=") if call.command == "train" else ()))
+    keys = [override for override in call.overrides if not override.startswith(apart)]
+    return (*keys, *(["method=dilm"] if call.command == "train" else []))
+
+
+def _failed_calls(standing: Standing) -> dict[str, list[Call]]:
+    """For every stage the calls that make something that has failed, the newest call of each key alone."""
+    newest: dict[tuple[str, str], Call] = {}
+    for verdict in standing.verdicts.values():
+        for call in verdict.job.calls:
+            newest |= {(stage, key): call for stage, keys in call.makes.items() for key in keys}
+    found: dict[str, list[Call]] = {}
+    for (stage, key), call in newest.items():
+        known = found.setdefault(stage, [])
+        if standing.of(stage, key) == records.FAILED and call not in known:
+            known.append(call)
+    return found
+
+
+def _arrange(study: Study, stage: str, units: Sequence[Unit], cells_per_job: int | None) -> None:
+    """Bring a stage's jobs into arrays: of one task, waiting for the same, asking for the same."""
+    groups: dict[Alike, list[list[Unit]]] = {}
+    for job in jobs_of(units, cells_per_job):
+        groups.setdefault((job[0].task, *_needs(study, job), _asking(job[0].call.overrides)), []).append(job)
+    for (_, needs, live, _), members in groups.items():
+        calls = tuple(tuple(unit.call for unit in job) for job in members)
+        asked = _asked(study, calls[0][0].overrides, COMMAND_OF[stage])
+        array = JobArray(stage, study.root, calls, asked, tuple(sorted(live)))
+        study.arrays.append(Planned(array, members[0][0].task, needs))
+        for made in (name for job in members for unit in job for name in unit.keys):
+            study.makers.setdefault(made, set()).add(len(study.arrays) - 1)
+
+
+def _asking(overrides: Iterable[str]) -> tuple[str, ...]:
+    return tuple(override for override in overrides if override.lstrip("+~").startswith(ASKING))
+
+
+def _asked(study: Study, overrides: Sequence[str], command: str) -> dict[str, Any]:
+    key = (command, _asking(overrides))
+    if key not in study.asked:
+        study.asked[key] = asked_for(overrides, command)
+    return study.asked[key]
+
+
+def _needs(study: Study, job: Sequence[Unit]) -> tuple[frozenset[int], frozenset[str]]:
+    """Planned arrays and live jobs that make what a job needs. Raises MissingArtifactError where none does."""
+    planned: set[int] = set()
+    live: set[str] = set()
+    for unit in job:
+        for folder in unit.needs:
+            if folder in study.makers:
+                planned |= study.makers[folder]
+            elif folder in study.standing.live:
+                live.add(_to_wait_for(study.standing.live[folder], folder))
+            elif not (study.root / folder).is_dir():
+                before = "generate" if unit.stage == "evaluate" else "train"
+                raise MissingArtifactError(
+                    str(study.root / folder), f"python tools/submit.py {before},{unit.stage}", "with these keys"
+                )
+    return frozenset(planned), frozenset(live)
+
+
+def _to_wait_for(verdict: Verdict, key: str) -> str:
+    """A live job's name, for a dependency. Raises ConfigError for one that Slurm doesn't know."""
+    if not verdict.job.name.startswith("slurm-"):
+        raise ConfigError(
+            f"{key} is being made by {verdict.job.name} on {verdict.job.host}, outside Slurm, and jobs can't wait for "
+            "that; submit again when it is done."
+        )
+    return verdict.job.name
+
+
+def _collect(study: Study, overrides: tuple[str, ...]) -> None:
+    """One job that brings all rows together, once every evaluation is done; none where the report is up to date."""
+    evaluations = {number for number, planned in enumerate(study.arrays) if planned.array.stage == "evaluate"}
+    keys = [key for unit in study.units.get("evaluate", []) for key in unit.keys]
+    holders = [study.standing.live[key] for key in keys if key in study.standing.live]
+    if not evaluations and not holders and study.standing.of("collect", REPORT) in (records.DONE, *LIVE):
+        return
+    live = tuple(sorted({_to_wait_for(verdict, "the report's rows") for verdict in holders}))
+    call = Call("collect", overrides, makes={"collect": [REPORT]})
+    array = JobArray("collect", study.root, ((call,),), _asked(study, overrides, "collect"), live)
+    study.arrays.append(Planned(array, "", frozenset(evaluations)))
+
+
+def parts_of(study: Study) -> list[list[JobArray]]:
+    """Every planned array, cut to what the cluster takes. Raises SlurmError where it doesn't tell."""
+    largest = study.max_array_size or slurm.max_array_size()
+    return [list(chunks(planned.array, largest)) for planned in study.arrays]
+
+
+def check_study(study: Study) -> None:
+    """Ask Slurm whether it would take every kind of job. Raises ConfigError, and nothing is queued."""
+    seen: list[tuple[object, int]] = []
+    for parts in parts_of(study):
+        kind = (parts[0].asked, len(parts[0].jobs))  # the first part is the longest
+        if kind not in seen:
+            seen.append(kind)
+            check(parts[0])
+
+
+def send(study: Study) -> Iterator[tuple[Planned, list[str]]]:
+    """Queue every array with its dependencies; yields the names of its jobs as soon as they are queued."""
+    sent: list[list[str]] = []
+    for planned, parts in zip(study.arrays, parts_of(study), strict=True):
+        before = {array_name(name) for number in planned.needs for name in sent[number]}
+        after = (*planned.array.after, *sorted(before))
+        sent.append([name for part in parts for name in submit(replace(part, after=after))])
+        yield planned, sent[-1]

@@ -1,0 +1,1 @@
+"""Gradient matching, as the paper has it (section 3)."""

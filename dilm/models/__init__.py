@@ -1,0 +1,1 @@
+"""Generator, learner and LLM: what they compute."""

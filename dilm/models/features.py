@@ -1,0 +1,52 @@
+"""Features and embeddings of a pretrained encoder, computed once and kept by model and text hash."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dilm.artifacts.fingerprint import learner_science
+from dilm.config.schema import LearnerConfig
+from dilm.core.hashing import content_key
+from dilm.core.io import write_bytes
+from dilm.models.learner import Learner, build_learner, forward_all
+
+
+class FeatureStore:
+    """Vectors of texts under one untrained encoder. The model is loaded at the first text that isn't stored yet."""
+
+    def __init__(self, config: LearnerConfig, n_labels: int, cache: Path, device: torch.device, precision: str) -> None:
+        self.config = config
+        self.n_labels = n_labels
+        self.cache = cache
+        self.device = device
+        self.precision = precision
+        self._learner: Learner | None = None
+
+    @property
+    def learner(self) -> Learner:
+        """The encoder. Nobody trains it: its vectors are kept under the pretrained weights' name."""
+        if self._learner is None:
+            self._learner = build_learner(self.config, self.n_labels, self.cache, self.device)
+        return self._learner
+
+    def get(self, texts: Sequence[tuple[str, ...]], what: str) -> Tensor:
+        """`features` or `embed` of the texts (N, D), in fp32 on the CPU."""
+        digest = hashlib.sha256()
+        for text in texts:
+            digest.update(("\x1e" + "\x1f".join(text)).encode("utf-8", "surrogatepass"))
+        identity = {
+            "learner": learner_science(self.config),
+            "what": what,
+            "precision": self.precision,
+            "texts": digest.hexdigest(),
+        }
+        path = self.cache / "features" / f"{self.config.name}-{content_key(identity)}.safetensors"
+        if path.is_file():
+            return load_file(path)[what]
+        values = forward_all(self.learner, self.learner.tokenize(texts), what, self.precision)
+        write_bytes(path, save({what: values}))
+        return values

@@ -1,0 +1,1 @@
+"""Which texts: coresets, and what teaches."""

@@ -1,0 +1,1 @@
+"""Steps of the generator: engines, checkpoints, language modelling."""

@@ -1,0 +1,171 @@
+"""Language-model training of a generator on texts of its task (paper, section 3.1), and on texts that teach."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dilm.artifacts.artifact import METRICS_FILE, Artifact
+from dilm.config.schema import Config, OptimizerConfig, PretrainConfig
+from dilm.core.errors import TrainingError
+from dilm.core.hashing import Names, derive_seed
+from dilm.data.samplers import plain_batches, skip
+from dilm.distributed.device import seeded
+from dilm.distributed.world import ALONE, World
+from dilm.models.batching import Ids, Tokens, deal
+from dilm.models.generator import Generator
+from dilm.models.likelihood import TextNLL, sum_nll
+from dilm.tracking.tracker import Progress, Tracker
+from dilm.training.checkpoints import Checkpoints
+from dilm.training.engine import Engine, build_engine
+from dilm.training.optimizer import Part, Step
+
+
+def average_nll(
+    generator: Generator, sequences: Sequence[Ids], names: Names, config: Config, engine: Engine
+) -> tuple[list[Part], int]:
+    """The token-averaged NLL of a batch that all ranks share: this rank's parts of a step, and the batch's tokens.
+
+    `names` seed the dropout. However many ranks and parts there are, the sum over all is the same loss.
+    """
+    world, accumulate = engine.world, config.engine.accumulate
+    lengths = [len(sequence) - generator.control.prompt_length for sequence in sequences]
+    n_tokens = sum(lengths)
+
+    def part(number: int, own: np.ndarray) -> Tensor:
+        where = (world.rank, number) if world.rank or number else ()
+        with seeded(derive_seed(*names, *where), generator.device):
+            mine = [sequences[row] for row in own]
+            return sum_nll(generator, mine, config.precision, engine).sum() / n_tokens
+
+    hands = deal(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
+    return [partial(part, number, own) for number, own in enumerate(hands)], n_tokens
+
+
+def build_likelihood(
+    generator: Generator, config: Config, optimizer: OptimizerConfig, steps: int, world: World, universal: bool
+) -> Engine:
+    """The engine that trains a generator through the likelihood of texts; `universal` as for `build_engine`."""
+    if config.engine.gradient_checkpointing:
+        generator.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = TextNLL(generator.model, config.engine.compile)
+    return build_engine(module, config.engine, optimizer, steps, config.precision, world, generator.device, universal)
+
+
+def settled(generator: Generator, engine: Engine) -> Generator:
+    """The generator with its weights as they are now, whole, on every rank: to validate, write or save with.
+
+    Nothing that is done with it is collective, so ranks may write texts of different lengths.
+    """
+    weights = engine.weights()
+    if weights is None:
+        return generator
+    return generator.with_weights({name.removeprefix("model."): value for name, value in weights.items()})
+
+
+@torch.inference_mode()
+def held_out_scores(
+    generator: Generator, sequences: Sequence[Ids], precision: str, world: World = ALONE
+) -> tuple[float, float]:
+    """How well pre-training went, on texts it has not seen, in eval mode.
+
+    Returns the mean NLL in nats over all tokens, and the share of texts that are likelier under their own `<bos_y>`
+    than under any other: whether the generator heeds the label at all, which the NLL hardly shows. Ranks share the
+    texts.
+    """
+    own = [sequences[row] for row in world.mine(len(sequences))]
+    was_training = generator.model.training
+    generator.model.eval()
+    totals = world.sum(torch.tensor(_own_scores(generator, own, precision) if own else [0.0, 0.0, 0.0]))
+    generator.model.train(was_training)
+    nll, n_tokens, right = totals.tolist()
+    return nll / n_tokens, right / len(sequences)
+
+
+def _own_scores(generator: Generator, sequences: Sequence[Ids], precision: str) -> list[float]:
+    """Summed NLL, number of tokens, and number of texts likeliest under their own label."""
+    control, given = generator.control, generator.control.prompt_length
+    texts = [sequence[given:] for sequence in sequences]
+    sums_NC = torch.stack(
+        [
+            sum_nll(generator, [[*control.prompt(label), *text] for text in texts], precision)
+            for label in range(len(control.bos))
+        ],
+        dim=1,
+    )
+    labels_N = torch.tensor([control.bos.index(sequence[given - 1]) for sequence in sequences], device=sums_NC.device)
+    own_N = sums_NC.gather(1, labels_N[:, None])
+    return [float(own_N.sum()), float(sum(map(len, texts))), float((sums_NC.argmin(1) == labels_N).sum())]
+
+
+class LanguageModelTraining:
+    """The training loop and what it holds. `stage` names it in seeds, messages and the optimizer's key."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: PretrainConfig,
+        stage: str,
+        generator: Generator,
+        parts: tuple[Tokens, Tokens],  # trained on, and held out
+        artifact: Artifact,
+        world: World,
+    ) -> None:
+        self.config, self.settings, self.stage = config, settings, stage
+        self.generator, self.artifact, self.world = generator, artifact, world
+        self.names = (config.task.name, config.seed)
+        self.sequences, self.held_out = parts
+
+    def train(self, folder: Path) -> None:
+        """Take all steps, from the newest checkpoint on, and save the generator to `folder`."""
+        settings, world = self.settings, self.world
+        checkpoints = Checkpoints(self.artifact, self.config.checkpoint, world)
+        engine, start, _ = checkpoints.resume(self.engine, folder / METRICS_FILE)
+        random = np.random.default_rng(derive_seed(self.stage, *self.names))
+        batches = skip(plain_batches(len(self.sequences), settings.batch, random), start)
+        with (
+            Tracker(folder, self.config, self.artifact, world.main) as tracker,
+            Progress(settings.steps, self.stage, start, world.main) as bar,
+        ):
+            self.generator.model.train()
+            for step in range(start + 1, settings.steps + 1):
+                rows = next(batches)
+                n_tokens, done = self.update(engine, step, rows)
+                bar.update(tokens=n_tokens, loss=done.loss)
+                if step % settings.log_every == 0 or step == settings.steps:
+                    tracker.log(step, loss=done.loss, gradient_norm=done.norm)
+                if step == settings.steps or (settings.valid_every and step % settings.valid_every == 0):
+                    self._validate(engine, tracker, step)
+                if checkpoints.due(step) and step < settings.steps:
+                    checkpoints.save(step, engine, {}, tracker.path)
+            whole = settled(self.generator, engine)
+            if world.main:
+                whole.save(folder)
+        engine.close()
+
+    def engine(self, universal: bool = False) -> Engine:
+        """What trains the generator."""
+        settings = self.settings
+        return build_likelihood(self.generator, self.config, settings.optimizer, settings.steps, self.world, universal)
+
+    def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
+        """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""
+        sequences = self.sequences.take(rows)
+        names = (f"{self.stage} dropout", *self.names, step)
+        parts, n_tokens = average_nll(self.generator, sequences, names, self.config, engine)
+        done = engine.step(*parts)
+        if not np.isfinite(done.loss) or not np.isfinite(done.norm):
+            raise TrainingError(
+                f"{self.stage}: the loss is {done.loss} and its gradient's norm {done.norm} at step {step}, on the "
+                f"texts {', '.join(map(str, rows[:8]))} ... of those it learns from; lower {self.stage}.optimizer.lr."
+            )
+        return n_tokens, done
+
+    def _validate(self, engine: Engine, tracker: Tracker, step: int) -> None:
+        if self.held_out:
+            whole = settled(self.generator, engine)
+            nll, accuracy = held_out_scores(whole, self.held_out, self.config.precision, self.world)
+            tracker.log(step, valid_nll=nll, valid_label_accuracy=accuracy)

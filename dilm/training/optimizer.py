@@ -1,0 +1,41 @@
+"""What every training here steps with: AdamW, linear warm-up, cosine decay."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_cosine_schedule_with_warmup
+
+from dilm.config.schema import OptimizerConfig
+
+NO_DECAY_DIMENSIONS = 1  # biases and normalisation weights, the parameters with one dimension, are not decayed
+Part = Callable[[], Tensor]
+
+
+class Step(NamedTuple):
+    """What a step found. Where `loss` is not finite, nothing was updated."""
+
+    loss: float  # summed over parts and ranks
+    norm: float  # of the gradient, before clipping
+
+
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of every training here."""
+    # Fused: a third of the time and none of the temporary copies of every parameter.
+    return torch.optim.AdamW(parameter_groups(module.parameters(), config.weight_decay), lr=config.lr, fused=True)
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Parameters with weight decay, and those of one dimension without."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() > NO_DECAY_DIMENSIONS], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= NO_DECAY_DIMENSIONS], "weight_decay": 0.0},
+    ]
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LRScheduler:
+    """The learning rate: linear warm-up, then a cosine down to zero at `steps`."""
+    return get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
