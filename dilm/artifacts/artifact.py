@@ -32,7 +32,7 @@ class Ranks(Protocol):
         """Whether this is the main one."""
         ...
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main one's value, on every rank."""
         ...
 
@@ -42,7 +42,7 @@ class OneRank:
 
     main = True
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The value itself."""
         return value
 
@@ -91,14 +91,14 @@ def make(
     tell = say if ranks.main else _silent
     waiting = False
     force = config.force and not _made_by_this_job(artifact)
-    if ranks.share(artifact.exists and not force):
+    if ranks.broadcast(artifact.exists and not force):
         tell(f"found {folder}")
         return False
     while True:
-        if ranks.share(signals.told()):
-            raise Stopped(ranks.share(signals.told_again()))
+        if ranks.broadcast(signals.told()):
+            raise Stopped(ranks.broadcast(signals.told_again()))
         with locks.held(claim) if ranks.main else nullcontext(False) as won:
-            found, won = ranks.share((artifact.exists and (waiting or not force), won))
+            found, won = ranks.broadcast((artifact.exists and (waiting or not force), won))
             if found:
                 tell(f"found {folder}")
                 return False
@@ -130,13 +130,13 @@ def _build(artifact: Artifact, build: Callable[[Path], None], config: Config, ra
             shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: the claim says that none is alive
     began = time.monotonic()
     with new_folder(artifact.folder) if ranks.main else nullcontext(artifact.folder) as temporary:
-        build(ranks.share(temporary))
+        build(ranks.broadcast(temporary))
         if ranks.main:
             seconds = round(time.monotonic() - began, 3)  # of the attempt that completed it
             write_json(temporary / "provenance.json", provenance(artifact, config) | {"seconds": seconds})
     if ranks.main:
         shutil.rmtree(artifact.state, ignore_errors=True)
-    ranks.share(None)  # no rank goes on before the artifact has its name
+    ranks.broadcast(None)  # no rank goes on before the artifact has its name
 
 
 def provenance(artifact: Artifact, config: Config) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _tell_of_slow_bf16(device: torch.device) -> None:
         )
 
 
-def wide(values: torch.Tensor) -> torch.Tensor:
+def to_fp32(values: torch.Tensor) -> torch.Tensor:
     """The values in fp32 at least: what losses are made and summed in."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -37,11 +37,11 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def mine(self, n: int) -> range:
+    def shard(self, n: int) -> range:
         """Every `size`-th of `n` indices, beginning with the rank: this process's share of them."""
         return range(self.rank, n, self.size)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value, on every rank."""
         if self.size == 1:
             return value
@@ -49,7 +49,7 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
@@ -65,7 +65,7 @@ class World:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised]
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, as a new tensor."""
         if self.size == 1:
             return tensor
@@ -74,17 +74,17 @@ class World:
         return total
 
     def interleave(self, shares: Sequence[Sequence[T]]) -> list[T]:
-        """The inverse of `mine`: shares of every rank, back in the order of their indices."""
+        """The inverse of `shard`: shares of every rank, back in the order of their indices."""
         n = sum(map(len, shares))
         return [shares[index % self.size][index // self.size] for index in range(n)]
 
-    def first(self, make: Callable[[], T]) -> T:
+    def main_first(self, make: Callable[[], T]) -> T:
         """Call `make` on the main process, then on the others, which find in the cache what it has put there."""
         made = make() if self.main else None
-        self.wait()
+        self.barrier()
         return make() if made is None else made
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on once every rank has come here."""
         if self.size > 1:
             dist.barrier()

@@ -103,8 +103,8 @@ def synthetic_pool(
     size = config.pool_dpc or config.synthetic_dpc * config.inner_steps * config.regenerate_every
     pool = []
     for label in range(learner.n_labels):
-        written = writer.write(label, world.mine(size), ("pool", *names), writing.top_p, writing.batch)
-        shares = world.gather(list(zip(written.texts, written.tokens, strict=True)))
+        written = writer.write(label, world.shard(size), ("pool", *names), writing.top_p, writing.batch)
+        shares = world.all_gather(list(zip(written.texts, written.tokens, strict=True)))
         good = [(text, tokens) for text, tokens in world.interleave(shares) if text is not None]
         if len(good) < config.synthetic_dpc:
             raise DataError(
@@ -120,13 +120,13 @@ def synthetic_pool(
             seed = derive_seed("mini-batch", *names, label)
             # On the main rank alone: with more threads, scikit-learn's sums depend on which of them ends first.
             found = k_means(embeddings_ND, config.synthetic_dpc, seed)[0].tolist() if world.main else None
-            clusters = world.share(found)
+            clusters = world.broadcast(found)
         pool.append(PoolOfLabel(sequences, tokens.lists(), clusters))
     return pool
 
 
 def _embed(learner: Learner, tokens: Tokens, precision: str, world: World) -> Tensor:
-    own = tokens.take(world.mine(len(tokens)))
+    own = tokens.take(world.shard(len(tokens)))
     # As arrays: a row of a tensor travels with the whole tensor's memory.
-    shares = world.gather(forward_all(learner, own, "embed", precision).numpy())
+    shares = world.all_gather(forward_all(learner, own, "embed", precision).numpy())
     return torch.from_numpy(np.stack(world.interleave([list(share) for share in shares])))

@@ -178,7 +178,7 @@ def mean_gradients(
     world: World,
 ) -> Tensor:
     """Mean gradient of each label's texts, means_CP; ranks share the texts."""
-    own = list(world.mine(len(tokens)))
+    own = list(world.shard(len(tokens)))
     grads = gradients_of(learner, [tokens[index] for index in own], labels_B[own], parameters, precision)
     shares_B = 1 / np.bincount(labels_B, minlength=learner.n_labels)[labels_B[own]]
-    return world.sum(grads.sums(torch.as_tensor(shares_B, dtype=torch.float32, device=learner.device)))
+    return world.all_reduce(grads.sums(torch.as_tensor(shares_B, dtype=torch.float32, device=learner.device)))

@@ -25,15 +25,15 @@ from dilm.matching.loss import distance_slope, generation_weights, gradient_dist
 from dilm.matching.monitor import SimilarityMonitor
 from dilm.matching.trajectory import Teacher, TrainedTeacher, pretrained
 from dilm.matching.trajectory_pool import PooledTeacher
-from dilm.models.batching import deal
+from dilm.models.batching import split_by_length
 from dilm.models.generator import load_generator
 from dilm.models.learner import Learner, build_learner
 from dilm.models.likelihood import denominators, sum_nll
 from dilm.tracking.tracker import Progress, Tracker
 from dilm.training.checkpoints import Checkpoints
 from dilm.training.engine import Engine
-from dilm.training.language_model import average_nll, build_likelihood, settled
-from dilm.training.optimizer import Part
+from dilm.training.language_model import average_nll, build_likelihood, full_weights
+from dilm.training.optimizer import Microbatch
 
 
 def build_teacher(
@@ -71,13 +71,13 @@ class Matching:
         self.n_labels = len(config.task.labels)
         parent = pretrain_artifact(config, corpus.content_hash).require()
         self.generator = load_generator(parent, config.generator, config.task, self.device)
-        self.learner = world.first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
+        self.learner = world.main_first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
         self.parameters = matched_parameters(self.learner, self.settings.parameters)
         if self.parameters is not None:
             self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
         self.teacher = build_teacher(config, corpus, self.learner, self.parameters, cache, world)
         encode = partial(self.generator.encode_once, corpus.train, config.generator, cache)
-        self.sequences = world.first(encode) if self.settings.lm_weight else []
+        self.sequences = world.main_first(encode) if self.settings.lm_weight else []
         self.lm_rows = plain_batches(
             len(corpus.train), self.settings.lm_batch, np.random.default_rng(derive_seed("regulariser", *self.names))
         )
@@ -117,7 +117,7 @@ class Matching:
                     self._measure(engine, monitor, tracker, step)
                 if checkpoints.due(step) and step < total:
                     checkpoints.save(step, engine, self._state(outer), tracker.path)
-            whole = settled(self.generator, engine)
+            whole = full_weights(self.generator, engine)
             if world.main:
                 whole.save(folder)
         engine.close()
@@ -151,7 +151,7 @@ class Matching:
 
     def write_pool(self, engine: Engine, outer: int) -> None:
         """New synthetic texts from the generator as it is now."""
-        whole = settled(self.generator, engine)
+        whole = full_weights(self.generator, engine)
         names = (*self.names, outer)
         with pretrained(self.learner, self.names) as learner:  # whose clusters last as long as the pool does
             pool = synthetic_pool(whole, learner, self.settings, self.writing, names, self.world)
@@ -180,7 +180,7 @@ class Matching:
         world, accumulate = self.world, self.config.engine.accumulate
         self.generator.model.train()
         drawn = self.draw()
-        hands = deal([len(sequence) for sequence in drawn.sequences], world.size * accumulate)
+        hands = split_by_length([len(sequence) for sequence in drawn.sequences], world.size * accumulate)
         hands = hands[world.rank * accumulate :][:accumulate]
         averages_B = denominators(self.generator, drawn.sequences, self.settings.nll_average).to(self.device)
 
@@ -195,7 +195,7 @@ class Matching:
             found = [nll(number) for number in range(accumulate)]
         nll_B = torch.zeros(len(drawn.sequences), device=self.device)
         nll_B[own] = torch.cat(found).detach()
-        losses_C, slopes_B, effective = self._match(drawn, own, world.sum(nll_B))
+        losses_C, slopes_B, effective = self._match(drawn, own, world.all_reduce(nll_B))
 
         regulariser = self._regulariser(engine, step)
 
@@ -213,7 +213,7 @@ class Matching:
         n_tokens = sum(map(len, drawn.sequences))
         return {"loss": loss, "gradient_norm": done.norm, "effective_texts": effective, "tokens": n_tokens}
 
-    def _regulariser(self, engine: Engine, step: int) -> list[Part]:
+    def _regulariser(self, engine: Engine, step: int) -> list[Microbatch]:
         """The language-model loss on real texts, cut in parts as the update is; none where it has no weight."""
         if not self.settings.lm_weight:
             return []
@@ -232,7 +232,7 @@ class Matching:
         for label in range(self.n_labels):
             rows = drawn.labels_B == label
             weights_B[rows] = generation_weights(nll_B[rows], temperature)
-        synthetic_CP = self.world.sum(grads.sums(weights_B[own]))
+        synthetic_CP = self.world.all_reduce(grads.sums(weights_B[own]))
         pairs = list(zip(real_CP, synthetic_CP, strict=True))
         products_B = grads.products(torch.stack([distance_slope(real_P, synthetic_P) for real_P, synthetic_P in pairs]))
         slopes_B = torch.zeros_like(nll_B)
@@ -243,6 +243,6 @@ class Matching:
 
     def _measure(self, engine: Engine, monitor: SimilarityMonitor | None, tracker: Tracker, step: int) -> None:
         if self.settings.monitor_every:
-            whole = settled(self.generator, engine)
+            whole = full_weights(self.generator, engine)
             if monitor:
                 tracker.log(step, **monitor.measure(whole))

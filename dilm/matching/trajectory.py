@@ -65,7 +65,7 @@ class Trajectory:
         rank = (self.world.rank,) if self.world.rank else ()
 
         def part(rows: np.ndarray) -> Tensor:
-            own = rows[list(self.world.mine(len(rows)))]
+            own = rows[list(self.world.shard(len(rows)))]
             loss = text_loss(self.learner, [self.tokens[row] for row in own], self.labels[own], self.precision)
             return loss * (len(own) / len(rows))
 
@@ -135,7 +135,7 @@ class TrainedTeacher:
         self.names: Names = (config.task.name, config.seed)
         self.table = corpus.train
         self.store = FeatureStore(config.match.learner, learner.n_labels, cache, learner.device, config.precision)
-        tokens = world.first(lambda: learner.tokenize_once(corpus.train))
+        tokens = world.main_first(lambda: learner.tokenize_once(corpus.train))
         self.trajectory = Trajectory(
             learner, tokens, corpus.train.labels, config.match, config.precision, self.names, world
         )
@@ -145,7 +145,7 @@ class TrainedTeacher:
     def start(self) -> None:
         """Choose the sets that real batches come from, the same on all ranks."""
         found = teacher_sets(self.table, self.settings, self.store, self.names) if self.world.main else []
-        self.take_sets(self.world.share(found))
+        self.take_sets(self.world.broadcast(found))
 
     def take_sets(self, sets: list[list[np.ndarray]]) -> None:
         """Draw real batches from these sets from now on."""

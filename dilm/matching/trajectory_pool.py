@@ -121,12 +121,12 @@ class Learners:
         self.names: Names = ("pool", config.task.name)
         device = pick_device(config.device, config.threads)
         n_labels = len(config.task.labels)
-        self.learner = world.first(lambda: build_learner(config.match.learner, n_labels, cache, device))
+        self.learner = world.main_first(lambda: build_learner(config.match.learner, n_labels, cache, device))
         self.parameters = matched_parameters(self.learner, self.settings.parameters)
         if self.parameters is not None:
             self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
         self.store = FeatureStore(config.match.learner, n_labels, cache, device, config.precision)
-        self.tokens = world.first(lambda: self.learner.tokenize_once(corpus.train))
+        self.tokens = world.main_first(lambda: self.learner.tokenize_once(corpus.train))
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         if world.main:
             print(self._size())
@@ -143,7 +143,7 @@ class Learners:
     def sets(self) -> list[list[np.ndarray]]:
         """The sets of real texts whose gradients are kept, the same on all ranks."""
         found = fixed_sets(self.corpus.train, self.settings, self.store, self.names) if self.world.main else []
-        return self.world.share(found)
+        return self.world.broadcast(found)
 
     def train(self, number: int, folder: Path) -> None:
         """Train a fresh learner, and write down where it is before each of the generator's updates."""

@@ -107,7 +107,7 @@ def by_length(lengths: Ids, tokens: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def deal(lengths: Ids, hands: int) -> list[np.ndarray]:
+def split_by_length(lengths: Ids, hands: int) -> list[np.ndarray]:
     """Row indices dealt out, longest first, so that every hand has about as many tokens."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[hand::hands] for hand in range(hands)]

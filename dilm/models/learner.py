@@ -22,7 +22,7 @@ from dilm.config.schema import LearnerConfig
 from dilm.core.errors import ConfigError
 from dilm.core.hashing import derive_seed
 from dilm.data.text_table import TextTable
-from dilm.distributed.device import attention, autocast, seeded, wide
+from dilm.distributed.device import attention, autocast, seeded, to_fp32
 from dilm.hub.pretrained import model_folder, source_id
 from dilm.models.batching import Ids, Tokens, by_length, kept_tokens, pad, tokenized
 
@@ -197,7 +197,7 @@ def forward_all(learner: Learner, tokens: Sequence[Ids], what: str, precision: s
     for rows in by_length(packed.lengths, TOKENS_PER_BATCH):
         ids_BL, mask_BL = learner.pad(packed.take(rows))
         with autocast(learner.device, precision):
-            parts.append((rows, wide(getattr(learner, what)(ids_BL, mask_BL)).cpu()))
+            parts.append((rows, to_fp32(getattr(learner, what)(ids_BL, mask_BL)).cpu()))
     learner.train(was_training)
     result = torch.empty(len(packed), parts[0][1].shape[1], dtype=parts[0][1].dtype)
     for rows, values in parts:
@@ -220,7 +220,7 @@ def text_losses(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, pre
     with autocast(learner.device, precision):
         logits_BC = learner(ids_BL, mask_BL)
     return nn.functional.cross_entropy(
-        wide(logits_BC), torch.as_tensor(labels, device=learner.device), reduction="none"
+        to_fp32(logits_BC), torch.as_tensor(labels, device=learner.device), reduction="none"
     )
 
 

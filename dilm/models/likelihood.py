@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from dilm.distributed.device import autocast, wide
+from dilm.distributed.device import autocast, to_fp32
 from dilm.models.batching import Ids, Tokens, by_length, pad
 from dilm.models.generator import Generator
 
@@ -70,7 +70,7 @@ class ChunkedHead(nn.Module):
         return torch.cat([checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _chunk(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return F.cross_entropy(wide(F.linear(hidden_ND, self.weight, self.bias)), targets_N, reduction="none")
+        return F.cross_entropy(to_fp32(F.linear(hidden_ND, self.weight, self.bias)), targets_N, reduction="none")
 
 
 def text_nll(generator: Generator, sequences: Sequence[Ids], precision: str, average: str = "tokens") -> Tensor:

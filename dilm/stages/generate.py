@@ -31,9 +31,9 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     Ranks share writing and ranking; choosing is the main one's.
     """
     cache = cache_folder(config.cache)
-    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
+    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
     artifact = dataset_artifact(config, corpus.content_hash)
-    if world.share(artifact.exists and not config.force):
+    if world.broadcast(artifact.exists and not config.force):
         make(artifact, lambda folder: None, config, ranks=world)
         return artifact
     pool = _pool(config, corpus, world) if config.method in GENERATOR_METHODS else None
@@ -98,7 +98,7 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
     batches = list(product(datasets, range(len(task.labels)), range(0, size, settings.batch)))
     parts = []
     with Progress(len(batches), f"write {config.method}", active=world.main) as bar:
-        for number in world.mine(len(batches)):
+        for number in world.shard(len(batches)):
             dataset, label, start = batches[number]
             indices = range(start, min(start + settings.batch, size))
             kept = artifact.state / f"part-{number:06d}"  # of a job that was stopped
@@ -107,7 +107,7 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
                 _write_part(config, writer, dataset, label, indices, kept)
             parts.append(read_shards(kept))
             bar.update(world.size)
-    whole = concatenate(world.interleave(world.gather(parts)))
+    whole = concatenate(world.interleave(world.all_gather(parts)))
     if not world.main:
         return
     about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
@@ -133,7 +133,7 @@ def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus,
     candidates = real_candidates(config, corpus)
     generator = load_generator(parent, config.generator, config.task, pick_device(config.device, config.threads))
     generator.model.eval()
-    own = list(world.mine(len(candidates)))
+    own = list(world.shard(len(candidates)))
     sequences = generator.encode(candidates.table.take(own))
     parts = []
     with Progress(-(-len(own) // config.generate.batch), "rank", active=world.main) as bar, torch.inference_mode():
@@ -142,7 +142,7 @@ def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus,
             part = sequences[start : start + config.generate.batch]
             parts += text_nll(generator, part, config.precision).tolist()
             bar.update()
-    nll = world.interleave(world.gather(parts))
+    nll = world.interleave(world.all_gather(parts))
     if world.main:
         about = {"ranked": len(candidates), "config": plain(config)}
         ranked = candidates.with_columns(nll=np.array(nll, dtype=np.float32))

@@ -20,7 +20,7 @@ from dilm.training.language_model import LanguageModelTraining
 def pretrain(config: Config, world: World = ALONE) -> Artifact:
     """Make the pre-trained generator, or find it."""
     cache = cache_folder(config.cache)
-    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
+    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
     artifact = pretrain_artifact(config, corpus.content_hash)
 
     def build(folder: Path) -> None:
@@ -36,9 +36,9 @@ class Pretraining(LanguageModelTraining):
 
     def __init__(self, config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World) -> None:
         device = pick_device(config.device, config.threads)
-        source = world.first(lambda: model_folder(config.generator.name, config.generator.source, cache))
+        source = world.main_first(lambda: model_folder(config.generator.name, config.generator.source, cache))
         generator = build_generator(source, config.generator, config.task, device)
-        sequences = world.first(lambda: generator.encode_once(corpus.train, config.generator, cache))
+        sequences = world.main_first(lambda: generator.encode_once(corpus.train, config.generator, cache))
         parts = sequences, generator.encode(corpus.valid)
         super().__init__(config, config.pretrain, "pretrain", generator, parts, artifact, world)
 
@@ -48,12 +48,12 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
     if config.match.learners != "pool":
         return
     cache = cache_folder(config.cache)
-    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
+    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
     pool = dict(enumerate(pool_artifacts(config, corpus.content_hash)))
     if config.match.trajectory is not None:
         pool = {config.match.trajectory: pool[config.match.trajectory]}
     there = all(artifact.exists for both in pool.values() for artifact in both)
-    if world.share(there and not config.force):
+    if world.broadcast(there and not config.force):
         if world.main:
             size, name = config.match.pool_size, config.match.learner.name
             print(f"found {len(pool)} of the pool's {size} learners ({name}) below {config.root}")
@@ -68,7 +68,7 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
 def match(config: Config, world: World = ALONE) -> Artifact:
     """Make the generator trained by gradient matching, or by imitation, or find it. Needs the pre-trained one."""
     cache = cache_folder(config.cache)
-    corpus = world.first(lambda: load_corpus(config.task, config.data, cache))
+    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
     artifact = match_artifact(config, corpus.content_hash)
     if config.force or not artifact.exists:
         pretrain_artifact(config, corpus.content_hash).require()
@@ -89,7 +89,7 @@ def imitation(
     settings, device = config.match, pick_device(config.device, config.threads)
     parent = pretrain_artifact(config, corpus.content_hash).require()
     generator = load_generator(parent, config.generator, config.task, device)
-    taught = world.share(taught_texts(config, corpus, cache) if world.main else corpus.train)  # the main rank's
+    taught = world.broadcast(taught_texts(config, corpus, cache) if world.main else corpus.train)  # the main rank's
     steps = settings.outer_steps * settings.inner_steps
     training = PretrainConfig(steps, settings.lm_batch, settings.optimizer, 0, settings.log_every)
     parts = generator.encode(taught), generator.encode(corpus.valid)

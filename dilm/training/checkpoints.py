@@ -65,7 +65,7 @@ class Checkpoints:
         Raises Stopped, on all ranks, where the run was told to stop.
         """
         final = self.folder / f"step-{step:08d}"
-        temporary = self.world.share(temporary_name(final))
+        temporary = self.world.broadcast(temporary_name(final))
         about = {"step": step, "engine": kind(engine), "ranks": self.world.size}
         try:
             with disk_full_named(final):
@@ -77,16 +77,16 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
         if self.world.main:
             self._prune()
-        self.world.wait()
+        self.world.barrier()
         self._last = time.monotonic()
         if self._told:
             raise Stopped(self._again)
 
     def _fill(self, folder: Path, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
         (folder / ENGINE_FOLDER).mkdir(parents=True, exist_ok=True)
-        self.world.wait()
+        self.world.barrier()
         engine.save(folder / ENGINE_FOLDER)
-        self.world.wait()
+        self.world.barrier()
         if self.world.main:
             torch.save(stage, folder / STAGE_FILE)
             if metrics.exists():
@@ -98,7 +98,7 @@ class Checkpoints:
         `build` is told whether the engine is to read a universal checkpoint. Returns the engine, the steps already
         taken, and the stage's own state. Raises ConfigError, TrainingError.
         """
-        found = self.world.share(_newest(self.folder) if self.world.main else None)
+        found = self.world.broadcast(_newest(self.folder) if self.world.main else None)
         universal = found is not None and found.ranks != self.world.size and found.engine in SHARDED
         if found is None:
             return build(False), 0, {}
@@ -122,7 +122,7 @@ class Checkpoints:
         source = checkpoint.folder / ENGINE_FOLDER / STATE_TAG
         target = source.with_name(f"{STATE_TAG}_universal")
         failure = _to_universal(source, target) if self.world.main and not target.exists() else None
-        if failure := self.world.share(failure):
+        if failure := self.world.broadcast(failure):
             raise TrainingError(f"{checkpoint.folder} can't be converted for {self.world.size} ranks: {failure}")
 
     def _prune(self) -> None:

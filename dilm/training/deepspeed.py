@@ -13,7 +13,7 @@ from dilm.config.schema import EngineConfig, OptimizerConfig
 from dilm.core.errors import ConfigError, TrainingError, did_you_mean
 from dilm.distributed.device import collective_backend, current_gpu
 from dilm.distributed.world import World
-from dilm.training.optimizer import Part, Step, adamw, warmup_cosine
+from dilm.training.optimizer import Microbatch, Step, adamw, warmup_cosine
 
 STATE_TAG = "state"  # folder that DeepSpeed keeps a checkpoint in
 NEVER = 10**9
@@ -70,17 +70,17 @@ class DeepSpeedEngine:
         """The module's forward pass, ready for backward."""
         return self.engine(*inputs)
 
-    def step(self, *parts: Part) -> Step:
-        """Back-propagate the sum of the parts of all ranks, and update."""
+    def step(self, *microbatches: Microbatch) -> Step:
+        """Back-propagate the sum of the microbatches of all ranks, and update."""
         value = torch.zeros(())
-        for number, part in enumerate(parts, start=1):
+        for number, microbatch in enumerate(microbatches, start=1):
             # More than one backward a step is wrong, without a word, at stages 1 and 2 unless this is told.
-            self.engine.set_gradient_accumulation_boundary(number == len(parts))
-            loss = part()
+            self.engine.set_gradient_accumulation_boundary(number == len(microbatches))
+            loss = microbatch()
             # DeepSpeed takes the mean over ranks.
             self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
             value += loss.detach().float().cpu()
-        value = self.world.sum(value)
+        value = self.world.all_reduce(value)
         if not torch.isfinite(value):
             return Step(float(value), float("nan"))
         norm = self._norm() if self.stage == 0 else None
@@ -156,7 +156,7 @@ def deepspeed_keys(config: EngineConfig, clip: float, precision: str) -> dict[st
     """DeepSpeed's whole configuration: what the user gave, and what follows from the other keys."""
     keys: dict[str, Any] = {
         **config.deepspeed,
-        "train_micro_batch_size_per_gpu": 1,  # of no effect: the parts are ours
+        "train_micro_batch_size_per_gpu": 1,  # of no effect: the microbatches are ours
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip,
         "steps_per_print": NEVER,

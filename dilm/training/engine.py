@@ -1,7 +1,7 @@
 """What takes a training step: backward, sum over ranks, clip, update, schedule. Plain torch, or DeepSpeed's ZeRO.
 
-A step's loss comes in parts, each made when its turn comes, so that the graph of one part at a time is in memory. The
-gradient is that of the *sum* of all parts of all ranks: whoever makes the parts divides by the number of texts.
+A step's loss comes in microbatches, each computed in its turn, so that one graph at a time is in memory. The gradient
+is that of the *sum* over all microbatches of all ranks: whoever makes them divides by the number of texts.
 """
 
 import math
@@ -17,7 +17,7 @@ from dilm.core.errors import ConfigError
 from dilm.distributed.device import autocast, pick_device
 from dilm.distributed.world import ALONE, World
 from dilm.training.deepspeed import DeepSpeedEngine, check_zero
-from dilm.training.optimizer import Part, Step, adamw, warmup_cosine
+from dilm.training.optimizer import Microbatch, Step, adamw, warmup_cosine
 
 STATE_FILE = "engine.pt"
 
@@ -32,8 +32,8 @@ class Engine(Protocol):
         """The module's forward pass, ready for backward."""
         ...
 
-    def step(self, *parts: Part) -> Step:
-        """Back-propagate the sum of the parts of all ranks, and update."""
+    def step(self, *microbatches: Microbatch) -> Step:
+        """Back-propagate the sum of the microbatches of all ranks, and update."""
         ...
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -71,14 +71,14 @@ class TorchEngine:
         with autocast(next(self.module.parameters()).device, self.precision):
             return self.module(*inputs)
 
-    def step(self, *parts: Part) -> Step:
-        """Back-propagate the sum of the parts of all ranks, and update."""
+    def step(self, *microbatches: Microbatch) -> Step:
+        """Back-propagate the sum of the microbatches of all ranks, and update."""
         value = torch.zeros((), device=next(self.module.parameters()).device)
-        for part in parts:
-            loss = part()
+        for microbatch in microbatches:
+            loss = microbatch()
             loss.backward()
             value += loss.detach().float()
-        value = self.world.sum(value)
+        value = self.world.all_reduce(value)
         self._sum_gradients()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         done = Step(*torch.stack([value, norm]).tolist())  # the one place where a step waits for a GPU
@@ -93,7 +93,7 @@ class TorchEngine:
             return
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         given = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        total = self.world.sum(torch.cat([gradient.flatten() for gradient in given]))
+        total = self.world.all_reduce(torch.cat([gradient.flatten() for gradient in given]))
         for parameter, gradient in zip(trained, total.split([p.numel() for p in trained]), strict=True):
             parameter.grad = gradient.view_as(parameter)
 

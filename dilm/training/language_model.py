@@ -15,18 +15,18 @@ from dilm.core.hashing import Names, derive_seed
 from dilm.data.samplers import plain_batches, skip
 from dilm.distributed.device import seeded
 from dilm.distributed.world import ALONE, World
-from dilm.models.batching import Ids, Tokens, deal
+from dilm.models.batching import Ids, Tokens, split_by_length
 from dilm.models.generator import Generator
 from dilm.models.likelihood import TextNLL, sum_nll
 from dilm.tracking.tracker import Progress, Tracker
 from dilm.training.checkpoints import Checkpoints
 from dilm.training.engine import Engine, build_engine
-from dilm.training.optimizer import Part, Step
+from dilm.training.optimizer import Microbatch, Step
 
 
 def average_nll(
     generator: Generator, sequences: Sequence[Ids], names: Names, config: Config, engine: Engine
-) -> tuple[list[Part], int]:
+) -> tuple[list[Microbatch], int]:
     """The token-averaged NLL of a batch that all ranks share: this rank's parts of a step, and the batch's tokens.
 
     `names` seed the dropout. However many ranks and parts there are, the sum over all is the same loss.
@@ -41,7 +41,7 @@ def average_nll(
             mine = [sequences[row] for row in own]
             return sum_nll(generator, mine, config.precision, engine).sum() / n_tokens
 
-    hands = deal(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
+    hands = split_by_length(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
     return [partial(part, number, own) for number, own in enumerate(hands)], n_tokens
 
 
@@ -55,7 +55,7 @@ def build_likelihood(
     return build_engine(module, config.engine, optimizer, steps, config.precision, world, generator.device, universal)
 
 
-def settled(generator: Generator, engine: Engine) -> Generator:
+def full_weights(generator: Generator, engine: Engine) -> Generator:
     """The generator with its weights as they are now, whole, on every rank: to validate, write or save with.
 
     Nothing that is done with it is collective, so ranks may write texts of different lengths.
@@ -76,10 +76,10 @@ def held_out_scores(
     than under any other: whether the generator heeds the label at all, which the NLL hardly shows. Ranks share the
     texts.
     """
-    own = [sequences[row] for row in world.mine(len(sequences))]
+    own = [sequences[row] for row in world.shard(len(sequences))]
     was_training = generator.model.training
     generator.model.eval()
-    totals = world.sum(torch.tensor(_own_scores(generator, own, precision) if own else [0.0, 0.0, 0.0]))
+    totals = world.all_reduce(torch.tensor(_own_scores(generator, own, precision) if own else [0.0, 0.0, 0.0]))
     generator.model.train(was_training)
     nll, n_tokens, right = totals.tolist()
     return nll / n_tokens, right / len(sequences)
@@ -141,7 +141,7 @@ class LanguageModelTraining:
                     self._validate(engine, tracker, step)
                 if checkpoints.due(step) and step < settings.steps:
                     checkpoints.save(step, engine, {}, tracker.path)
-            whole = settled(self.generator, engine)
+            whole = full_weights(self.generator, engine)
             if world.main:
                 whole.save(folder)
         engine.close()
@@ -166,6 +166,6 @@ class LanguageModelTraining:
 
     def _validate(self, engine: Engine, tracker: Tracker, step: int) -> None:
         if self.held_out:
-            whole = settled(self.generator, engine)
+            whole = full_weights(self.generator, engine)
             nll, accuracy = held_out_scores(whole, self.held_out, self.config.precision, self.world)
             tracker.log(step, valid_nll=nll, valid_label_accuracy=accuracy)

@@ -11,13 +11,13 @@ from transformers import get_cosine_schedule_with_warmup
 from dilm.config.schema import OptimizerConfig
 
 NO_DECAY_DIMENSIONS = 1  # biases and normalisation weights, the parameters with one dimension, are not decayed
-Part = Callable[[], Tensor]
+Microbatch = Callable[[], Tensor]  # computes the loss of one
 
 
 class Step(NamedTuple):
     """What a step found. Where `loss` is not finite, nothing was updated."""
 
-    loss: float  # summed over parts and ranks
+    loss: float  # summed over microbatches and ranks
     norm: float  # of the gradient, before clipping
 
 

@@ -95,7 +95,7 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
         parent = pretrain_artifact(config, corpus.content_hash).folder
         if world.main and not parent.exists():  # the same generator, whatever the precision
             parent.symlink_to(next(parent.parent.glob("lm-tiny-????????????")))
-        world.wait()
+        world.barrier()
         matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache, world)
         engine = matching.engine()
         matching.teacher.start()

@@ -79,16 +79,16 @@ def measure_engine(steps: int, keys: list[str]) -> None:
         tokens = 0
         for number, batch in enumerate(rows):
             if number == WARM_UP:
-                world.wait()
+                world.barrier()
                 began, tokens = time.perf_counter(), 0
             tokens += pretraining.update(engine, number + 1, batch)[0]
-        world.wait()
+        world.barrier()
         seconds = time.perf_counter() - began
         on_gpu = pretraining.generator.device.type == "cuda"
         peak = (
             torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
-        memory = sum(world.gather(peak))
+        memory = sum(world.all_gather(peak))
         device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
         if world.main:
             found = {"speed": tokens / seconds, "memory": memory, "precision": config.precision, "device": device}

@@ -114,13 +114,13 @@ def test_without_git_provenance_has_no_commit(monkeypatch: pytest.MonkeyPatch, t
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from dilm import artifacts
+from dilm.artifacts import artifact as module
 from dilm.config.schema import Config
 
-artifacts.POLL_SECONDS = 0.02
-artifacts._git_state = dict
+module.POLL_SECONDS = 0.02
+module._git_state = dict
 folder, force = Path(sys.argv[1]), sys.argv[2] == "force"
-artifact = artifacts.Artifact(folder, "0123", {"stage": "toy"}, "make toy")
+artifact = module.Artifact(folder, "0123", {"stage": "toy"}, "make toy")
 
 
 def build(temporary):
@@ -133,7 +133,7 @@ def build(temporary):
         log.write(f"{os.getpid()}\\n")
 
 
-made = artifacts.make(artifact, build, Config(force=force), lambda said: print(said, flush=True))
+made = module.make(artifact, build, Config(force=force), lambda said: print(said, flush=True))
 print(f"made {made}", flush=True)
 """
 

@@ -33,15 +33,15 @@ def test_incomplete_variables_are_named(changes: dict[str, str], message: str) -
 @given(st.integers(0, 50), st.integers(1, 7))
 def test_shares_are_disjoint_and_interleave_back(n: int, size: int) -> None:
     worlds = [World(rank, size) for rank in range(size)]
-    shares = [[f"text {index}" for index in world.mine(n)] for world in worlds]
+    shares = [[f"text {index}" for index in world.shard(n)] for world in worlds]
     assert worlds[0].interleave(shares) == [f"text {index}" for index in range(n)]
 
 
 def test_one_process_tells_itself() -> None:
     tensor = torch.arange(3.0)
     assert ALONE.main
-    assert ALONE.share("value") == "value"
-    assert ALONE.gather(5) == [5]
-    assert torch.equal(ALONE.sum(tensor), tensor)
-    assert ALONE.first(lambda: 7) == 7
-    ALONE.wait()
+    assert ALONE.broadcast("value") == "value"
+    assert ALONE.all_gather(5) == [5]
+    assert torch.equal(ALONE.all_reduce(tensor), tensor)
+    assert ALONE.main_first(lambda: 7) == 7
+    ALONE.barrier()

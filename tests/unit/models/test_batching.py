@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dilm.models.batching import ROWS, Tokens, by_length, deal, kept_tokens, pad, tokenized
+from dilm.models.batching import ROWS, Tokens, by_length, kept_tokens, pad, split_by_length, tokenized
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_batches_cover_every_row_once_within_the_budget(lengths: list[int], toke
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 7))
 def test_every_row_is_dealt_once_and_hands_are_alike(lengths: list[int], hands: int) -> None:
-    dealt = deal(lengths, hands)
+    dealt = split_by_length(lengths, hands)
     assert sorted(row for hand in dealt for row in hand) == list(range(len(lengths)))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     tokens = [sum(lengths[row] for row in hand) for hand in dealt]
