@@ -1,18 +1,23 @@
 """Every file in conf/ composes into the typed tree, and what is wrong is refused with the key's name."""
 
-from collections.abc import Callable
+import copy
+import math
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import MISSING, OmegaConf
 
 from dilm.artifacts.fingerprint import dataset_artifact
 from dilm.config.compose import attach, load_task, options_of
+from dilm.config.keys import Leaf, key_of, leaves
 from dilm.config.schema import Config, LearnerConfig, SourceConfig
-from dilm.config.validate import CHOICES, check, typed
+from dilm.config.validate import check, typed
 from dilm.core.errors import ConfigError
 from dilm.core.io import CONF_FOLDER
 from dilm.evaluation.cells import evaluation_cells
@@ -101,16 +106,133 @@ def test_impossible_values_are_refused_by_name(override: str, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", CHOICES)
-def test_every_choice_is_checked(key: str, tiny: Callable[..., Config]) -> None:
-    config = tiny()
+def replaced(config: Config, key: str, value: object) -> Config:
+    """The same configuration but for one key."""
     *path, name = key.split(".")
+    config = copy.deepcopy(config)
     part: object = config
     for step in path:
         part = getattr(part, step)
-    setattr(part, name, "nonsense")
-    with pytest.raises(ConfigError, match=f"{key} 'nonsense' is unknown"):
-        check(config)
+    setattr(part, name, value)
+    return config
+
+
+LEAVES = list(leaves(Config()))
+CHOICES = [leaf.name for leaf in LEAVES if key_of(leaf.field).choices]
+BOUNDED = [leaf for leaf in LEAVES if key_of(leaf.field).range]
+
+
+def like(leaf: Leaf, number: float) -> object:
+    """A number as a key takes it: alone, in a list, or in a dictionary."""
+    kind = str(leaf.field.type)
+    return [number] if kind.startswith("list") else {"train": number} if kind.startswith("dict") else number
+
+
+def is_whole(leaf: Leaf) -> bool:
+    return "float" not in str(leaf.field.type)
+
+
+@pytest.fixture(scope="module")
+def valid() -> Config:
+    return composed("experiment=tiny")
+
+
+def test_choices_and_bounds_are_found() -> None:
+    names = {leaf.name for leaf in BOUNDED}
+    assert {"method", "match.learner.pooling", "stages", "engine.name", "task.metric"} <= set(CHOICES)
+    assert {"dpc", "threads", "site.minutes", "match.monitor_states", "evaluate.full.optimizer.clip"} <= names
+    assert {"match.learner.max_length", "generate.encoder.max_length", "checkpoint.minutes"} <= names
+    numbers = {leaf.name for leaf in LEAVES if re.search(r"\b(int|float)\b", str(leaf.field.type))}
+    over_several_keys = {"match.trajectory", "evaluate.cells", "task.hub_labels"}
+    assert numbers - names == {"seed", *over_several_keys}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_every_choice_is_checked(key: str, valid: Config) -> None:
+    message = rf"^{key} 'nonsense' is unknown\.( Did you mean '\w+'\?)? Known: "
+    value: object = "nonsense"
+    if key == "stages":
+        message, value = r"^stages names 'nonsense'\.", ["match", "nonsense"]
+    with pytest.raises(ConfigError, match=message):
+        check(replaced(valid, key, value))
+
+
+@pytest.mark.parametrize("leaf", BOUNDED, ids=lambda leaf: leaf.name)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_number_below_its_bound_is_refused_by_name(leaf: Leaf, valid: Config, data: st.DataObject) -> None:
+    key = key_of(leaf.field)
+    low = key.above if key.at_least is None else key.at_least
+    assert low is not None, "every bound has a lower one"
+    strict = key.above is None
+    if is_whole(leaf):
+        number: float = data.draw(st.integers(max_value=int(low) - 1 if strict else int(low)))
+    else:
+        number = data.draw(st.floats(max_value=low, exclude_max=strict) | st.just(math.nan))
+    refused(valid, leaf, number)
+
+
+@pytest.mark.parametrize(
+    "leaf", [leaf for leaf in BOUNDED if " and " in key_of(leaf.field).range], ids=lambda leaf: leaf.name
+)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_number_above_its_bound_is_refused_by_name(leaf: Leaf, valid: Config, data: st.DataObject) -> None:
+    key = key_of(leaf.field)
+    high = key.below if key.at_most is None else key.at_most
+    refused(valid, leaf, data.draw(st.floats(min_value=high, exclude_min=key.below is None)))
+
+
+def refused(valid: Config, leaf: Leaf, number: float) -> None:
+    """The message names the key, what it is and what is allowed, in one line."""
+    with pytest.raises(ConfigError) as caught:
+        check(replaced(valid, leaf.name, like(leaf, number)))
+    message = str(caught.value)
+    assert re.match(rf"{re.escape(leaf.name)}(\.train)? (is|has) {re.escape(str(number))}; it ", message), message
+    range = key_of(leaf.field).range
+    assert message.endswith("must not be negative." if range == "at least 0" else f"{range}.")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("leaf", BOUNDED, ids=lambda leaf: leaf.name)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_number_within_its_bounds_is_not_refused(leaf: Leaf, data: st.DataObject) -> None:
+    key = key_of(leaf.field)
+    low = key.above if key.at_least is None else key.at_least
+    high = key.below if key.at_most is None else key.at_most
+    if is_whole(leaf):
+        number: float = data.draw(st.integers(min_value=int(low or 0)))
+    else:
+        numbers = st.floats(low, high, exclude_min=key.at_least is None, exclude_max=key.below is not None)
+        number = data.draw(numbers)
+    assert key.refusal(leaf.name, like(leaf, number)) is None
+
+
+def test_null_is_not_refused() -> None:
+    assert all(key_of(leaf.field).refusal(leaf.name, None) is None for leaf in LEAVES)
+
+
+def test_encoders_in_a_dictionary_are_checked(valid: Config) -> None:
+    views = {"small": LearnerConfig(name="small", max_length=0)}
+    with pytest.raises(ConfigError, match=r"^generate\.teach\.views\.small\.max_length is 0; it must be at least 1\.$"):
+        check(replaced(valid, "generate.teach.views", views))
+    views = {"small": LearnerConfig(name="small", embedding="first")}
+    with pytest.raises(ConfigError, match=r"^generate\.teach\.views\.small\.embedding 'first' is unknown"):
+        check(replaced(valid, "generate.teach.views", views))
+
+
+def test_time_limits_of_unknown_commands_are_refused(valid: Config) -> None:
+    with pytest.raises(ConfigError, match=r"^site\.minutes names 'trian'\. Did you mean 'train'"):
+        check(replaced(valid, "site.minutes", {"trian": 60}))
+
+
+def test_instances_share_no_defaults() -> None:
+    first, second = Config(), Config()
+    first.stages.append("match")
+    first.match.monitor_states.append(7)
+    first.site.minutes["train"] = 1
+    assert second == Config() != first
 
 
 def test_experiments_name_only_keys_of_the_schema() -> None:
