@@ -18,9 +18,30 @@ from torch import Tensor, nn
 
 from dilm.core.errors import ConfigError
 from dilm.distributed.world import World
-from dilm.matching.loss import head_gradients, parameter_gradient
 from dilm.models.batching import Ids, by_length
 from dilm.models.learner import CPU_TOKENS, Learner, forward_all, text_losses
+
+
+def head_gradients(features_BD: Tensor, logits_BC: Tensor, labels_B: Tensor, has_bias: bool = True) -> Tensor:
+    """Gradient of each text's cross-entropy with respect to a linear head, as rows grads_BP.
+
+    With the residual r = softmax(logits) - onehot(y) the gradient is [r ⊗ h, r], so no backward pass is needed.
+    P = C*D, or C*D + C with a bias: the weight's entries come first, row by row, then the bias's.
+    """
+    residual_BC = logits_BC.softmax(-1) - F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC.dtype)
+    weight_BP = torch.einsum("bc,bd->bcd", residual_BC, features_BD).flatten(1)
+    return torch.cat([weight_BP, residual_BC], dim=1) if has_bias else weight_BP
+
+
+def parameter_gradient(loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Tensor:
+    """Gradient of a scalar loss with respect to any parameters, flattened and joined, gradient_P: for any head.
+
+    For a linear head it equals a row of `head_gradients`; with `create_graph` it can be differentiated again.
+    """
+    gradients = torch.autograd.grad(
+        loss, list(parameters), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @torch.no_grad()

@@ -1,69 +1,84 @@
-"""Gradient matching: how alike are the learner's gradients on real and on synthetic text? (paper, section 3.2)
+"""The matching loss, and its derivative with respect to the likelihood of synthetic texts (paper, section 3.2).
 
-Shape suffixes: B texts of one label, C labels, D features, P = C*D (+ C) parameters of a linear head.
+`gradient_distance` is all that one changes to match with another loss: everything else follows from it by autograd.
+
+Shape suffixes: B synthetic texts of all labels, C labels, P matched parameters of the learner.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def head_gradients(features_BD: Tensor, logits_BC: Tensor, labels_B: Tensor, has_bias: bool = True) -> Tensor:
-    """Gradient of each text's cross-entropy with respect to a linear head, as rows grads_BP.
-
-    With the residual r = softmax(logits) - onehot(y) the gradient is [r ⊗ h, r], so no backward pass is needed.
-    The weight's entries come first, row by row, then the bias's.
-    """
-    residual_BC = logits_BC.softmax(-1) - F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC.dtype)
-    weight_BP = torch.einsum("bc,bd->bcd", residual_BC, features_BD).flatten(1)
-    return torch.cat([weight_BP, residual_BC], dim=1) if has_bias else weight_BP
-
-
-def generation_weights(nll_B: Tensor, temperature: float = 1.0) -> Tensor:
-    """How much each synthetic text counts: softmax(-nll / T), its generation probability normalised in the batch."""
-    return F.softmax(-nll_B / temperature, dim=0)
-
-
-def matching_loss(real_P: Tensor, synthetic_BP: Tensor, weights_B: Tensor) -> Tensor:
-    """One minus the cosine between the real and the weighted synthetic gradient (scalar, in 0..2).
-
-    The generator is reached through `weights_B` alone: text is discrete, so the rows are constants.
-    """
-    return gradient_distance(real_P, weights_B @ synthetic_BP)
+from dilm.distributed.world import World
+from dilm.matching.gradients import TextGradients
 
 
 def gradient_distance(real_P: Tensor, synthetic_P: Tensor) -> Tensor:
-    """One minus the cosine between two gradients (scalar, in 0..2)."""
+    """One minus the cosine between one label's real and synthetic gradient: a scalar in 0..2.
+
+    `synthetic_P` is differentiated by autograd; any differentiable function of the two with a scalar value will do.
+    """
     return 1 - F.cosine_similarity(real_P, synthetic_P, dim=0)
 
 
-def distance_slope(real_P: Tensor, synthetic_P: Tensor) -> Tensor:
-    """Derivative of `gradient_distance` with respect to the synthetic gradient, slope_P."""
-    length = synthetic_P.norm()
-    unit_P = synthetic_P / length
-    real_unit_P = F.normalize(real_P, dim=0)
-    return (unit_P * (real_unit_P @ unit_P) - real_unit_P) / length
+def generation_weights(nll_B: Tensor, temperature: float = 1.0) -> Tensor:
+    """How much each text of one label counts: softmax(-nll / T), its generation probability normalised in the batch.
 
-
-def nll_slopes(products_B: Tensor, weights_B: Tensor, temperature: float = 1.0) -> Tensor:
-    """Derivative of the matching loss with respect to the nll of a label's texts, slopes_B.
-
-    `products_B` are s_b = ∂L/∂a_b, each text's gradient times the `distance_slope` at the weighted sum over *all* of
-    the label's texts; they and `weights_B` may be those of any part of them, so that the texts can be cut in parts and
-    spread over processes. The softmax gives ∂L/∂nll_b = -a_b (s_b - Σ a s) / T; the sum is zero, since the cosine
-    ignores a gradient's length.
+    `nll_B` is in nats a token; the weights sum to one. They are how the loss reaches the generator: text is discrete.
     """
-    return -weights_B / temperature * products_B
+    return F.softmax(-nll_B / temperature, dim=0)
 
 
-def parameter_gradient(loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Tensor:
-    """Gradient of `loss` with respect to any parameters, flattened and joined: the route for any head.
+class Matched(NamedTuple):
+    """What one matching of gradients gives, the same on every rank."""
 
-    For a linear head it equals a row of `head_gradients`; with `create_graph` it can be differentiated again.
+    losses_C: Tensor  # `gradient_distance` of each label
+    slopes_B: Tensor  # derivative of the labels' mean loss with respect to each text's nll, by the token
+    weights_B: Tensor  # `generation_weights` of each label's texts
+
+
+def match_gradients(
+    real_CP: Tensor,
+    nll_B: Tensor,
+    labels_B: np.ndarray,
+    local: np.ndarray,
+    gradients: TextGradients,
+    temperature: float,
+    world: World,
+) -> Matched:
+    """Match the weighted gradient of each label's synthetic texts with the real one. Collective.
+
+    All ranks give the same `real_CP`, `nll_B` and `labels_B`, of all texts. `local` are the rows of those texts whose
+    learner gradients, `gradients`, this rank computes. The chain rule is taken in three steps, since what joins the
+    ranks is small: the synthetic gradients, and one number a text. The texts' gradients are never in one graph.
     """
-    gradients = torch.autograd.grad(
-        loss, list(parameters), create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    nll_B = nll_B.detach().requires_grad_()
+    with torch.enable_grad():
+        weights_B = torch.zeros_like(nll_B)
+        for label in range(len(real_CP)):
+            rows = torch.as_tensor(np.flatnonzero(labels_B == label), device=nll_B.device)
+            weights_B = weights_B.index_put((rows,), generation_weights(nll_B[rows], temperature))
+    synthetic_CP = world.all_reduce(gradients.sums(weights_B.detach()[local]))
+    losses_C, slopes_CP = _distances(real_CP, synthetic_CP)
+    products_B = torch.zeros_like(nll_B)
+    products_B[local] = gradients.products(slopes_CP)  # derivative with respect to the weights
+    (slopes_B,) = torch.autograd.grad(weights_B, nll_B, world.all_reduce(products_B))
+    return Matched(losses_C, slopes_B / len(real_CP), weights_B.detach())
+
+
+def _distances(real_CP: Tensor, synthetic_CP: Tensor) -> tuple[Tensor, Tensor]:
+    """`gradient_distance` of each label, losses_C, and its derivative by the synthetic gradient, slopes_CP.
+
+    One label at a time: with P all of a learner's parameters a label's graph takes gigabytes.
+    """
+    losses, slopes = [], []
+    for real_P, synthetic_P in zip(real_CP, synthetic_CP, strict=True):
+        with torch.enable_grad():
+            variable_P = synthetic_P.detach().requires_grad_()
+            loss = gradient_distance(real_P, variable_P)
+        slopes += torch.autograd.grad(loss, variable_P)
+        losses.append(loss.detach())
+    return torch.stack(losses), torch.stack(slopes)

@@ -1,8 +1,10 @@
 """Does matching do what it says? Gradient similarity of freshly written texts, at learner states that stay fixed.
 
-The matching loss itself could fall by shifting weight onto a few texts of the pool. So this looks at texts that are
-sampled anew, all with equal weight, and compares their gradient with that of a fixed sample of real texts, at the
+The matching loss itself could fall by shifting weight onto a few of the synthetic texts. So this looks at texts that
+are sampled anew, all with equal weight, and compares their gradient with that of a fixed sample of real texts, at the
 same few learner states every time. The texts' random numbers are the same at every measurement.
+
+Shape suffixes: S learner states, C labels, P parameters of the learner's head, B texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from dilm.matching.gradients import label_means, text_gradients
 from dilm.models.batching import Ids
 from dilm.models.generator import Generator
 from dilm.models.learner import Learner, text_loss
-from dilm.models.sampling import Writer
+from dilm.models.sampling import Sampler
 from dilm.training.engine import TorchEngine
 
 REAL_DPC = 500  # real texts a class that stand for the corpus
@@ -30,7 +32,10 @@ RESAMPLES = 2_000
 
 
 class SimilarityMonitor:
-    """Fixed learner states, each with the real data's gradient."""
+    """Fixed learner states, each with the real data's gradient, against which a generator's texts are measured.
+
+    The learner that is given trains to those states; `measure` leaves it as it was, and `bootstrap` at the last state.
+    """
 
     def __init__(self, config: Config, corpus: Corpus, learner: Learner) -> None:
         self.config = config
@@ -71,14 +76,14 @@ class SimilarityMonitor:
             yield {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 
     def _gradients(self, tokens: Sequence[Ids], labels_B: np.ndarray) -> Tensor:
-        """Mean gradient of each label, (C, P), at the learner's weights of now."""
+        """Mean gradient of each label, means_CP, at the learner's weights of now."""
         rows_BP = text_gradients(self.learner, tokens, labels_B, self.config.precision)
         return label_means(rows_BP, labels_B, self.learner.n_labels)
 
     def bootstrap(self, table: TextTable, seed: int) -> np.ndarray:
-        """Similarity of a table's texts, equal weights, mean over states and labels: of all, then of resamples.
+        """Cosine similarity of a table's texts, equal weights, mean over states and labels: of all, then of resamples.
 
-        Texts are resampled with replacement within their label; the result has 1 + RESAMPLES values.
+        Texts are resampled with replacement within their label; the result has 1 + RESAMPLES values in -1..1.
         """
         tokens = self.learner.tokenize(table.texts)
         generator = np.random.default_rng(seed)
@@ -98,22 +103,24 @@ class SimilarityMonitor:
         return np.mean(similarities, axis=0)
 
     def measure(self, generator: Generator) -> dict[str, float]:
-        """Mean cosine over labels and states between fresh texts' gradient and the real one. Puts the learner back."""
+        """Mean cosine over labels and states between fresh texts' gradient and the real one, and at each state.
+
+        With them the share of texts that are well-formed; it alone where a label has none. Puts the learner back.
+        """
         before = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
         tokens: list[Ids] = []
-        labels, written_count = [], 0
-        writer = Writer(generator, self.config.precision)
+        labels: list[int] = []
+        sampler, count = Sampler(generator, self.config.precision), self.config.match.monitor_dpc
         for label in range(self.learner.n_labels):
-            count = self.config.match.monitor_dpc
-            written = writer.write(
+            samples = sampler.sample(
                 label, range(count), ("monitor", *self.names), self.config.generate.top_p, self.config.generate.batch
             )
-            texts = [text for text in written.texts if text is not None]
-            written_count += len(texts)
+            texts = [text for text in samples.texts if text is not None]
             tokens += self.learner.tokenize(texts)
             labels += [label] * len(texts)
+        wellformed = len(labels) / (self.learner.n_labels * count)
         if len(set(labels)) < self.learner.n_labels:
-            return {"fresh_wellformed": written_count / (self.learner.n_labels * self.config.match.monitor_dpc)}
+            return {"fresh_wellformed": wellformed}
         similarities = []
         for state, real_CP in zip(self.states, self.real_SCP, strict=True):
             self.learner.load_state_dict(state)
@@ -125,5 +132,5 @@ class SimilarityMonitor:
             "fresh_similarity": float(np.mean(similarities)),
             **{f"fresh_similarity_at_{step}": value for step, value in per_state},
             "real_similarity": self.real_similarity,
-            "fresh_wellformed": written_count / (self.learner.n_labels * self.config.match.monitor_dpc),
+            "fresh_wellformed": wellformed,
         }

@@ -1,7 +1,10 @@
-"""A pool of the learner's trajectories, made once on real texts for all runs of a task, and what matching reads of it.
+"""A pool of the learner's trajectories, made once on real texts for all runs of a task, and how matching reads it.
 
-A trajectory holds a learner's weights before each of the generator's updates in an outer step; its teacher holds the
-gradient of every set of real texts at each of these states. Neither depends on the generator, nor on a run's seed.
+One artifact of a trajectory (`trajectory-*`) holds the learner's weights before each of the generator's updates in an
+outer step, another (`teacher-*`) the gradients of every set of real texts at each of these states. Neither depends on
+the generator, nor on a run's seed.
+
+Shape suffixes: S states of a trajectory, R sets of real texts, C labels, P matched parameters.
 """
 
 from collections.abc import Sequence
@@ -25,7 +28,7 @@ from dilm.distributed.device import pick_device
 from dilm.distributed.world import World
 from dilm.matching.batches import fixed_sets
 from dilm.matching.gradients import matched_parameters, mean_gradients
-from dilm.matching.trajectory import Trajectory
+from dilm.matching.trajectory import LearnerTraining
 from dilm.models.features import FeatureStore
 from dilm.models.learner import Learner, build_learner
 from dilm.tracking.tracker import Progress
@@ -33,23 +36,24 @@ from dilm.tracking.tracker import Progress
 GRADIENTS_FILE = "gradients.safetensors"
 
 
-class PooledTeacher:
+class PooledTrajectory:
     """The learner's states, and the real gradients at each, are read from a pool of trajectories made beforehand.
 
     Outer steps pass through the trajectories in shuffled rounds. A real batch is one whole set of real texts.
+    `folders` are those of each trajectory's states and gradients.
     """
 
     def __init__(self, learner: Learner, folders: Sequence[tuple[Path, Path]], settings: MatchConfig, names: Names):
         self.learner, self.settings, self.names = learner, settings, names
-        self.trajectories = [trajectory for trajectory, _ in folders]
-        self.real_SRCP = [load_file(teacher / GRADIENTS_FILE)["gradients"] for _, teacher in folders]
+        self.trajectories = [states for states, _ in folders]
+        self.real_SRCP = [load_file(gradients / GRADIENTS_FILE)["gradients"] for _, gradients in folders]
         self.random = np.random.default_rng(derive_seed("real batches", *names))
         self.place = (0, 0)  # trajectory, state
         self.ahead: tuple[tuple[int, int], Future[dict[str, Tensor]]] | None = None
         self.reader = ThreadPoolExecutor(1, "trajectory")
 
     def start(self) -> None:
-        """Nothing: all is there."""
+        """Nothing to do: the pool has everything."""
 
     def begin(self, outer: int) -> None:
         """The first state of the outer step's trajectory."""
@@ -68,7 +72,7 @@ class PooledTeacher:
             self._go(outer * self.settings.inner_steps + inner + 1)
 
     def state(self) -> dict[str, Any]:
-        """Nothing: the number of updates tells all."""
+        """Empty: the number of updates determines everything."""
         return {}
 
     def restore(self, updates: int, state: dict[str, Any]) -> None:
@@ -106,15 +110,21 @@ def state_file(inner: int) -> str:
 
 
 def read_state(folder: Path, inner: int) -> dict[str, Tensor]:
-    """A trajectory's state, whole in memory: what `load_file` maps is only read from disk where it is used."""
+    """A trajectory's state, by the names of the learner's weights, whole in memory.
+
+    Cloned, since what `load_file` maps is only read from disk where it is used.
+    """
     return {name: tensor.clone() for name, tensor in load_file(folder / state_file(inner)).items()}
 
 
 GB = 10**9
 
 
-class Learners:
-    """What makes trajectories and their teachers: one learner, which goes every way in turn."""
+class TrajectoryMaker:
+    """Makes the pool: trains one learner along every trajectory in turn, and measures the real gradients at its states.
+
+    Every method is collective. Raises ConfigError as `matched_parameters`.
+    """
 
     def __init__(self, config: Config, corpus: Corpus, cache: Path, world: World) -> None:
         self.config, self.settings, self.corpus, self.world = config, config.match, corpus, world
@@ -132,7 +142,7 @@ class Learners:
             print(self._size())
 
     def _size(self) -> str:
-        """What the pool takes, in a line."""
+        """What the pool takes on disk, in a line."""
         settings = self.settings
         weights = sum(tensor.numel() for tensor in self.learner.state_dict().values()) * self.dtype.itemsize
         size = weights * settings.inner_steps * settings.pool_size / GB
@@ -142,20 +152,25 @@ class Learners:
     @cached_property
     def sets(self) -> list[list[np.ndarray]]:
         """The sets of real texts whose gradients are kept, the same on all ranks."""
-        found = fixed_sets(self.corpus.train, self.settings, self.store, self.names) if self.world.main else []
-        return self.world.broadcast(found)
+        sets = fixed_sets(self.corpus.train, self.settings, self.store, self.names) if self.world.main else []
+        return self.world.broadcast(sets)
 
     def train(self, number: int, folder: Path) -> None:
-        """Train a fresh learner, and write down where it is before each of the generator's updates."""
+        """Train a fresh learner, and write its weights before each of the generator's updates into `folder`.
+
+        `number` is the trajectory's, and seeds it. Raises Stopped where a signal told the run to stop.
+        """
         names, inner_steps = (*self.names, number), self.settings.inner_steps
         labels = self.corpus.train.labels
-        way = Trajectory(self.learner, self.tokens, labels, self.settings, self.config.precision, names, self.world)
-        way.begin(0)
+        training = LearnerTraining(
+            self.learner, self.tokens, labels, self.settings, self.config.precision, names, self.world
+        )
+        training.begin(0)
         with Progress(inner_steps, f"learner {number}", active=self.world.main) as bar:
             for inner in range(inner_steps):
                 self._stop_where_told()
                 if inner:
-                    way.advance(0, inner - 1)
+                    training.advance(0, inner - 1)
                 if self.world.main:
                     write_bytes(folder / state_file(inner), save(self._weights()))
                 bar.update()
@@ -168,7 +183,10 @@ class Learners:
         }
 
     def measure(self, trajectory: Path, number: int, folder: Path) -> None:
-        """Write down the mean gradients of every set at every state of a trajectory, real_SRCP."""
+        """Write the mean gradients of every set at every state of a trajectory, real_SRCP, into `folder`.
+
+        Raises Stopped where a signal told the run to stop.
+        """
         states = []
         with Progress(self.settings.inner_steps, f"teacher {number}", active=self.world.main) as bar:
             for inner in range(self.settings.inner_steps):

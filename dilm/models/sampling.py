@@ -1,4 +1,4 @@
-"""Writing texts: sampling from the generator's nucleus, with random numbers that belong to each text.
+"""Sampling texts from the generator's nucleus (top-p), with random numbers that belong to each text.
 
 Shape suffixes: B texts, L tokens, V vocabulary, A attempts.
 """
@@ -21,16 +21,16 @@ ATTEMPTS = 8  # draws a token may need until it lies in the nucleus; 8 fail with
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the generator wrote for one class: all texts, well-formed or not, in the order of their index."""
+class Samples:
+    """Texts sampled for one class: all of them, well-formed or not, in the order of their index."""
 
     texts: list[tuple[str, ...] | None]  # None: not well-formed
     tokens: list[list[int]]  # after <bos_y>, up to and with <eos>
-    nll: np.ndarray  # (n,) nats a token
+    nll: np.ndarray  # (n,) fp32, nats a token
 
 
 def nucleus_draw(logits_BV: Tensor, uniforms_BA: Tensor, top_p: float) -> Tensor:
-    """One token a row from the nucleus: the most likely tokens that together have probability `top_p`.
+    """One token a row, tokens_B, from the nucleus: the most likely tokens that together have probability `top_p`.
 
     A token is drawn from the whole distribution by inverse CDF, and drawn again (the row's next uniform) while it
     lies outside the nucleus: the same distribution as sampling from the nucleus, without sorting the vocabulary.
@@ -52,13 +52,13 @@ def nucleus_draw(logits_BV: Tensor, uniforms_BA: Tensor, top_p: float) -> Tensor
 
 
 def text_uniforms(seed: int, indices: Sequence[int], length: int) -> Tensor:
-    """The uniforms (n, length, A) of the texts with these indices: each text's depend on seed and index alone."""
+    """The uniforms (n, length, A), fp32 in [0, 1), of the texts with these indices: by seed and index alone."""
     drawn = [np.random.Generator(np.random.Philox(key=[seed, index])).random((length, ATTEMPTS)) for index in indices]
     return torch.from_numpy(np.stack(drawn).astype(np.float32))
 
 
 @torch.inference_mode()
-def _write_batch(
+def _sample_batch(
     model: PreTrainedModel, prompt: list[int], eos: int, uniforms_BLA: Tensor, top_p: float
 ) -> list[tuple[list[int], float]]:
     """Continue the prompt for every row until `<eos>` or the uniforms end; tokens and mean NLL in nats.
@@ -90,8 +90,8 @@ def _write_batch(
     return [(row[:size], mean) for row, size, mean in zip(tokens_BL.tolist(), lengths_B.tolist(), means, strict=True)]
 
 
-class Writer:
-    """Writes texts with a frozen copy of a generator's weights, in the precision that sampling uses."""
+class Sampler:
+    """Samples texts with a frozen copy of a generator's weights, in fp32 or bf16: training goes on beside it."""
 
     def __init__(self, generator: Generator, precision: str) -> None:
         self.generator = generator
@@ -99,19 +99,19 @@ class Writer:
         self.model = deepcopy(generator.model).eval()
         nn.Module.to(self.model, dtype)
 
-    def write(
+    def sample(
         self, label: int, indices: Sequence[int], names: Sequence[str | int], top_p: float, batch: int
-    ) -> Written:
-        """Write the texts of class `label` with these indices.
+    ) -> Samples:
+        """Sample the texts of class `label` with these indices, `batch` at a time.
 
-        A text is determined by the weights, `names` (which seed it), its label and its index; the batch it was
-        written in changes it through rounding alone.
+        A text is determined by the weights, `names` (which seed it), its label and its index; the batch it is sampled
+        in changes it through rounding alone.
         """
         generator, control = self.generator, self.generator.control
         seed = derive_seed(*names, label)
         done: list[tuple[list[int], float]] = []
         for start in range(0, len(indices), batch):
             uniforms = text_uniforms(seed, indices[start : start + batch], generator.max_length - control.prompt_length)
-            done += _write_batch(self.model, control.prompt(label), control.eos, uniforms, top_p)
+            done += _sample_batch(self.model, control.prompt(label), control.eos, uniforms, top_p)
         texts = [parse_text(ids, generator.n_fields, control, generator.decode) for ids, _ in done]
-        return Written(texts, [ids for ids, _ in done], np.array([nll for _, nll in done], dtype=np.float32))
+        return Samples(texts, [ids for ids, _ in done], np.array([nll for _, nll in done], dtype=np.float32))

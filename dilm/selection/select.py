@@ -138,8 +138,8 @@ def scored_rows(config: Config, candidates: ShardTable, train: TextTable) -> np.
     return np.concatenate([order[~candidate_N], order[candidate_N]])[: config.generate.teach.pool]
 
 
-def trusted_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path) -> np.ndarray:
-    """Rows whose label a linear teacher, of the whole training set, does not doubt.
+def credible_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path) -> np.ndarray:
+    """The label filter: rows of a table whose label a linear classifier, trained on the whole corpus, does not doubt.
 
     It doubts a text whose log-odds for its label are below those of all but the `generate.teacher_filter` least likely
     held-out training texts.
@@ -148,17 +148,17 @@ def trusted_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path) 
 
     store = _store(config, config.generate.encoder, cache)
     parts = (corpus.train, corpus.valid, table)
-    train_ND, valid_ND, own_ND = (store.get(part.texts, "embed").numpy() for part in parts)
+    train_ND, valid_ND, table_ND = (store.get(part.texts, "embed").numpy() for part in parts)
     middle_D, spread = train_ND.mean(0), train_ND.std()
-    teacher = LogisticRegression(max_iter=300).fit((train_ND - middle_D) / spread, corpus.train.labels)
+    classifier = LogisticRegression(max_iter=300).fit((train_ND - middle_D) / spread, corpus.train.labels)
 
-    def odds(features_ND: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-        log_ND = teacher.predict_log_proba((features_ND - middle_D) / spread)
-        own_N = log_ND[np.arange(len(labels_N)), labels_N]
-        return own_N - np.log(-np.expm1(np.minimum(own_N, -1e-12)))
+    def log_odds(features_ND: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+        log_NC = classifier.predict_log_proba((features_ND - middle_D) / spread)
+        log_N = log_NC[np.arange(len(labels_N)), labels_N]
+        return log_N - np.log(-np.expm1(np.minimum(log_N, -1e-12)))
 
-    limit = np.quantile(odds(valid_ND, corpus.valid.labels), config.generate.teacher_filter)
-    return np.flatnonzero(odds(own_ND, table.labels) >= limit)
+    limit = np.quantile(log_odds(valid_ND, corpus.valid.labels), config.generate.teacher_filter)
+    return np.flatnonzero(log_odds(table_ND, table.labels) >= limit)
 
 
 def _seed(config: Config, dataset: int) -> int:

@@ -20,8 +20,8 @@ from dilm.evaluation.text_metrics import NONE, copies
 from dilm.hub.pretrained import cache_folder
 from dilm.models.generator import load_generator
 from dilm.models.likelihood import text_nll
-from dilm.models.sampling import Writer
-from dilm.selection.select import SHARED, chooser, real_candidates, trusted_rows
+from dilm.models.sampling import Sampler
+from dilm.selection.select import SHARED, chooser, credible_rows, real_candidates
 from dilm.tracking.tracker import Progress
 
 
@@ -72,7 +72,7 @@ def _written_or_ranked(config: Config, corpus: Corpus, pool: Path, cache: Path) 
     if settings.exclude_copies:
         candidates = candidates.take(np.flatnonzero(copies(candidates.table.texts, corpus.train.texts) == NONE))
     if settings.teacher_filter:
-        candidates = candidates.take(trusted_rows(config, candidates.table, corpus, cache))
+        candidates = candidates.take(credible_rows(config, candidates.table, corpus, cache))
     return candidates
 
 
@@ -91,7 +91,7 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
     settings, task = config.generate, config.task
     device = pick_device(config.device, config.threads)
     generator = load_generator(parent, config.generator, task, device)
-    writer = Writer(generator, config.precision)
+    writer = Sampler(generator, config.precision)
     shared = settings.pool == "shared"
     datasets = [SHARED] if shared else range(config.n_datasets)
     size = settings.pool_dpc if shared else settings.oversample * config.dpc
@@ -114,12 +114,12 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
     write_shards(folder, whole, _attributes(config, artifact.key, 0 if shared else config.dpc), about)
 
 
-def _write_part(config: Config, writer: Writer, dataset: int, label: int, indices: range, folder: Path) -> None:
+def _write_part(config: Config, writer: Sampler, dataset: int, label: int, indices: range, folder: Path) -> None:
     """Write some texts of one label to a folder of their own, from which a job that is queued again goes on."""
     task = config.task
     # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
     names = ("candidates", task.name, config.seed, dataset)
-    written = writer.write(label, indices, names, config.generate.top_p, config.generate.batch)
+    written = writer.sample(label, indices, names, config.generate.top_p, config.generate.batch)
     good = [row for row, text in enumerate(written.texts) if text is not None]
     texts = [text for text in written.texts if text is not None]
     rows = table(task.fields, texts, [label] * len(good))

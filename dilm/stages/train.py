@@ -11,7 +11,7 @@ from dilm.distributed.device import out_of_memory, pick_device
 from dilm.distributed.world import ALONE, World
 from dilm.hub.pretrained import cache_folder, model_folder
 from dilm.matching.trainer import Matching
-from dilm.matching.trajectory_pool import Learners
+from dilm.matching.trajectory_pool import TrajectoryMaker
 from dilm.models.generator import build_generator, load_generator
 from dilm.selection.select import taught_texts
 from dilm.training.language_model import LanguageModelTraining
@@ -59,7 +59,7 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
             print(f"found {len(pool)} of the pool's {size} learners ({name}) below {config.root}")
         return
     with out_of_memory():
-        maker = Learners(config, corpus, cache, world)
+        maker = TrajectoryMaker(config, corpus, cache, world)
         for number, (trajectory, teacher) in pool.items():
             make(trajectory, partial(maker.train, number), config, world=world)
             make(teacher, partial(maker.measure, trajectory.folder, number), config, world=world)

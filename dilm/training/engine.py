@@ -16,6 +16,8 @@ from dilm.config.schema import Config, EngineConfig, OptimizerConfig
 from dilm.core.errors import ConfigError
 from dilm.distributed.device import autocast, pick_device
 from dilm.distributed.world import ALONE, World
+from dilm.models.generator import Generator
+from dilm.models.likelihood import TextNLL
 from dilm.training.deepspeed import DeepSpeedEngine, check_zero
 from dilm.training.optimizer import Microbatch, Step, adamw, warmup_cosine
 
@@ -142,6 +144,30 @@ def build_engine(
     if uses_deepspeed(config, world, device):
         return DeepSpeedEngine(module, config, optimizer, steps, precision, world, device, universal)
     return TorchEngine(module, optimizer, steps, precision, world)
+
+
+def generator_engine(
+    generator: Generator, config: Config, optimizer: OptimizerConfig, steps: int, world: World, universal: bool
+) -> Engine:
+    """The engine that trains a generator through the likelihood of texts: calling it is `TextNLL.forward`.
+
+    `universal`: it is to read a checkpoint that was converted for another number of ranks.
+    """
+    if config.engine.gradient_checkpointing:
+        generator.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = TextNLL(generator.model, config.engine.compile)
+    return build_engine(module, config.engine, optimizer, steps, config.precision, world, generator.device, universal)
+
+
+def full_weights(generator: Generator, engine: Engine) -> Generator:
+    """The generator with its weights as they are now, whole, on every rank: to validate, sample or save with.
+
+    Collective; what is done with the result is not, so ranks may sample texts of different lengths.
+    """
+    weights = engine.weights()
+    if weights is None:
+        return generator
+    return generator.with_weights({name.removeprefix("model."): value for name, value in weights.items()})
 
 
 def check_engine(config: Config, world: World) -> None:

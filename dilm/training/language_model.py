@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dilm.artifacts.artifact import METRICS_FILE, Artifact
-from dilm.config.schema import Config, OptimizerConfig, PretrainConfig
+from dilm.config.schema import Config, PretrainConfig
 from dilm.core.errors import TrainingError
 from dilm.core.hashing import Names, derive_seed
 from dilm.data.samplers import plain_batches, skip
@@ -17,10 +17,10 @@ from dilm.distributed.device import seeded
 from dilm.distributed.world import ALONE, World
 from dilm.models.batching import Ids, Tokens, split_by_length
 from dilm.models.generator import Generator
-from dilm.models.likelihood import TextNLL, sum_nll
+from dilm.models.likelihood import sum_nll
 from dilm.tracking.tracker import Progress, Tracker
 from dilm.training.checkpoints import Checkpoints
-from dilm.training.engine import Engine, build_engine
+from dilm.training.engine import Engine, full_weights, generator_engine
 from dilm.training.optimizer import Microbatch, Step
 
 
@@ -43,27 +43,6 @@ def average_nll(
 
     hands = split_by_length(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
     return [partial(part, number, own) for number, own in enumerate(hands)], n_tokens
-
-
-def build_likelihood(
-    generator: Generator, config: Config, optimizer: OptimizerConfig, steps: int, world: World, universal: bool
-) -> Engine:
-    """The engine that trains a generator through the likelihood of texts; `universal` as for `build_engine`."""
-    if config.engine.gradient_checkpointing:
-        generator.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = TextNLL(generator.model, config.engine.compile)
-    return build_engine(module, config.engine, optimizer, steps, config.precision, world, generator.device, universal)
-
-
-def full_weights(generator: Generator, engine: Engine) -> Generator:
-    """The generator with its weights as they are now, whole, on every rank: to validate, write or save with.
-
-    Nothing that is done with it is collective, so ranks may write texts of different lengths.
-    """
-    weights = engine.weights()
-    if weights is None:
-        return generator
-    return generator.with_weights({name.removeprefix("model."): value for name, value in weights.items()})
 
 
 @torch.inference_mode()
@@ -149,7 +128,7 @@ class LanguageModelTraining:
     def engine(self, universal: bool = False) -> Engine:
         """What trains the generator."""
         settings = self.settings
-        return build_likelihood(self.generator, self.config, settings.optimizer, settings.steps, self.world, universal)
+        return generator_engine(self.generator, self.config, settings.optimizer, settings.steps, self.world, universal)
 
     def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
         """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""

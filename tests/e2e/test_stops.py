@@ -11,7 +11,7 @@ from dilm.config.schema import Config
 from dilm.core import signals
 from dilm.core.io import sha256_file
 from dilm.core.signals import Stopped
-from dilm.models.sampling import Writer
+from dilm.models.sampling import Sampler
 from dilm.stages import evaluate, generate, train
 
 Compose = Callable[..., Config]
@@ -49,14 +49,14 @@ def test_writing_goes_on_with_the_next_batch(
     assert not [path for path in (tmp_path / "cut").glob("tiny/*") if ".claim" in path.name or ".tmp-" in path.name]
 
     written: list[int] = []
-    real = Writer.write
+    real = Sampler.sample
 
-    def counted(self: Writer, label: int, *rest: object) -> object:
+    def counted(self: Sampler, label: int, *rest: object) -> object:
         written.append(label)
         return real(self, label, *rest)  # type: ignore[arg-type]
 
     monkeypatch.undo()
-    monkeypatch.setattr(Writer, "write", counted)
+    monkeypatch.setattr(Sampler, "sample", counted)
     found = generate.run(cut)
     assert len(written) == 2 * 5 - 4  # two labels of a hundred texts
     assert not state.exists()

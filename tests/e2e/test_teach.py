@@ -20,7 +20,7 @@ from dilm.data.samplers import candidate_rows
 from dilm.data.text_table import TextTable
 from dilm.models.generator import load_generator
 from dilm.models.likelihood import text_nll
-from dilm.selection.select import scored_rows, taught_texts, trusted_rows
+from dilm.selection.select import credible_rows, scored_rows, taught_texts
 from dilm.stages import generate
 
 Compose = Callable[..., Config]
@@ -133,7 +133,7 @@ def test_a_teacher_of_all_training_texts_doubts_wrong_labels(tiny: Compose, tiny
     rows = corpus.valid
     wrong = np.arange(len(rows)) % 4 == 0
     mixed = TextTable(rows.fields, rows.texts, np.where(wrong, 1 - rows.labels, rows.labels))
-    kept = trusted_rows(config, mixed, corpus, tiny_cache)
+    kept = credible_rows(config, mixed, corpus, tiny_cache)
     right = np.flatnonzero(~wrong)
     assert len(np.intersect1d(kept, right)) >= 0.9 * len(right)
     assert wrong[kept].mean() < 0.7 * wrong.mean()

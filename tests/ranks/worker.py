@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import dilm.engine
-import dilm.zero
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+import dilm.training.deepspeed
+import dilm.training.engine
 from dilm.artifacts.fingerprint import match_artifact, pretrain_artifact
 from dilm.config.compose import attach
 from dilm.config.schema import OptimizerConfig
@@ -24,7 +24,7 @@ from dilm.core.io import CONF_FOLDER
 from dilm.data.corpus import load_corpus
 from dilm.distributed.world import joined
 from dilm.hub.pretrained import cache_folder
-from dilm.matching.batches import PoolOfLabel
+from dilm.matching.batches import SyntheticTexts
 from dilm.matching.trainer import Matching
 from dilm.stages.train import Pretraining
 from dilm.training.deepspeed import DeepSpeedEngine
@@ -84,7 +84,7 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
     attach()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
         config = typed(compose("config", overrides))
-    dilm.engine.adamw = dilm.zero.adamw = sgd
+    dilm.training.engine.adamw = dilm.training.deepspeed.adamw = sgd
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)
     with joined() as world:
@@ -98,12 +98,12 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
         world.barrier()
         matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache, world)
         engine = matching.engine()
-        matching.teacher.start()
+        matching.trajectory.start()
         if pool.exists():
-            matching._take_pool([PoolOfLabel(**part) for part in json.loads(pool.read_text())], 0)
+            matching._take_texts([SyntheticTexts(**part) for part in json.loads(pool.read_text())], 0)
         else:
-            matching.write_pool(engine, 0)
-            pool.write_text(json.dumps([vars(part) for part in matching.pool]))
+            matching.write_texts(engine, 0)
+            pool.write_text(json.dumps([vars(part) for part in matching.texts]))
         matching.learner.fresh("test")
         result["match"] = observed(engine, lambda: matching.update(engine, 1)["loss"])
         if world.main:

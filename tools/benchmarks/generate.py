@@ -15,7 +15,7 @@ from dilm.data.templates import parse_tokens
 from dilm.distributed.device import autocast, pick_device
 from dilm.hub.pretrained import cache_folder
 from dilm.models.generator import Generator, load_generator
-from dilm.models.sampling import Writer
+from dilm.models.sampling import Sampler
 from dilm.stages import train
 
 LABEL = 0
@@ -47,13 +47,13 @@ def _generator(config: Config, folder: Path) -> Generator:
 
 def _ours(config: Config, folder: Path) -> Call:
     generator = _generator(config, folder)
-    writer = Writer(generator, config.precision)
+    sampler = Sampler(generator, config.precision)
     size, flops, turn = config.generate.batch, FORWARD * multiplied(generator.model), 0
 
     def call() -> Done:
         nonlocal turn
         turn += 1
-        written = writer.write(LABEL, range(size), ("bench", turn), config.generate.top_p, size)
+        written = sampler.sample(LABEL, range(size), ("bench", turn), config.generate.top_p, size)
         tokens = sum(map(len, written.tokens))
         return Done(tokens, flops * tokens, tokens / len(written.texts))
 

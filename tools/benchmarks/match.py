@@ -23,9 +23,9 @@ from dilm.data.samplers import plain_batches
 from dilm.distributed.device import autocast, pick_device
 from dilm.distributed.world import ALONE
 from dilm.hub.pretrained import cache_folder, model_folder
-from dilm.matching.batches import PoolOfLabel, fixed_sets, real_batches
+from dilm.matching.batches import SyntheticTexts, fixed_sets, real_batches
 from dilm.matching.trainer import Matching
-from dilm.matching.trajectory import TrainedTeacher, Trajectory
+from dilm.matching.trajectory import LearnerTraining, TrainedTrajectory
 from dilm.models.features import FeatureStore
 from dilm.models.generator import Generator, build_generator, load_generator
 from dilm.models.learner import Learner, build_learner, forward_all
@@ -112,12 +112,12 @@ class Stage:
     def _artifacts(self) -> list[tuple[Artifact, Artifact]]:
         return pool_artifacts(self.pooled, self.corpus.content_hash)
 
-    def written(self, generator: Generator, learner: Learner) -> list[PoolOfLabel]:
+    def written(self, generator: Generator, learner: Learner) -> list[SyntheticTexts]:
         """Real texts of each label as if they were written."""
         train, size = self.corpus.train, self.config.match.pool_dpc or POOL
         parts = [train.take(rows[:size]) for _, rows in sorted(train.rows_by_label.items())]
         return [
-            PoolOfLabel(generator.encode(part).lists(), learner.tokenize(part.texts).lists(), None) for part in parts
+            SyntheticTexts(generator.encode(part).lists(), learner.tokenize(part.texts).lists(), None) for part in parts
         ]
 
     def sets(self, learner: Learner) -> list[list[np.ndarray]]:
@@ -133,41 +133,41 @@ class Stage:
     def fresh(self) -> Call:
         """This project's updates, with a learner that is trained between them."""
         matching, train = self._matching(self.config), self.corpus.train
-        teacher = matching.teacher
-        if not isinstance(teacher, TrainedTeacher):
+        trajectory = matching.trajectory
+        if not isinstance(trajectory, TrainedTrajectory):
             raise RuntimeError("match.learners must be fresh here")
         precision, tokens = self.config.precision, matching.learner.tokenize_once(train)
-        teacher.trajectory = Trajectory(
+        trajectory.training = LearnerTraining(
             matching.learner, tokens, train.labels, self.config.match, precision, self.way, ALONE
         )
-        teacher.take_sets(self.sets(matching.learner))
+        trajectory.take_sets(self.sets(matching.learner))
         return self._updates(matching, trains=True)
 
     def _matching(self, config: Config) -> Matching:
         matching = Matching(config, self.corpus, match_artifact(config, self.corpus.content_hash), self.cache)
-        matching.pool = self.written(matching.generator, matching.learner)
-        matching.batches = [self._draws(part, label) for label, part in enumerate(matching.pool)]
+        matching.texts = self.written(matching.generator, matching.learner)
+        matching.batches = [self._draws(part, label) for label, part in enumerate(matching.texts)]
         return matching
 
     def _updates(self, matching: Matching, trains: bool) -> Call:
-        matching.teacher.begin(0)
+        matching.trajectory.begin(0)
         engine = matching.engine()
-        flops = self._flops(matching.generator, matching.learner, matching.pool, trains)
+        flops = self._flops(matching.generator, matching.learner, matching.texts, trains)
         step = 0
 
         def call() -> Done:
             nonlocal step
             step += 1
             loss = matching.update(engine, step)["loss"]
-            matching.teacher.advance(0, step - 1)
+            matching.trajectory.advance(0, step - 1)
             return Done(1, flops, loss)
 
         return call
 
-    def _draws(self, part: PoolOfLabel, label: int) -> Iterator[np.ndarray]:
+    def _draws(self, part: SyntheticTexts, label: int) -> Iterator[np.ndarray]:
         return part.batches(self.config.match.synthetic_dpc, ("bench", label))
 
-    def _flops(self, generator: Generator, learner: Learner, pool: list[PoolOfLabel], trains: bool) -> float:
+    def _flops(self, generator: Generator, learner: Learner, pool: list[SyntheticTexts], trains: bool) -> float:
         """Useful operations of an update: everything it reads once, at mean lengths."""
         settings, n_labels = self.config.match, learner.n_labels
         written = [sequence for part in pool for sequence in part.sequences]

@@ -13,7 +13,7 @@ from dilm.core.errors import DataError
 from dilm.data.corpus import load_corpus
 from dilm.data.samplers import candidate_rows
 from dilm.hub.pretrained import model_folder
-from dilm.matching.batches import Writing, real_batches, synthetic_pool, teacher_sets
+from dilm.matching.batches import SamplingSettings, real_batches, real_sets, write_synthetic_texts
 from dilm.models.features import FeatureStore
 from dilm.models.generator import build_generator
 from dilm.models.learner import build_learner
@@ -29,7 +29,7 @@ def config(tiny: Callable[..., Config]) -> Config:
 def test_teacher_sets_are_coresets_of_each_label(config: Config, tiny_cache: Path) -> None:
     corpus = load_corpus(config.task, config.data, tiny_cache)
     store = FeatureStore(config.match.learner, 2, tiny_cache, CPU, "fp32")
-    sets = teacher_sets(corpus.train, config.match, store, ("t",))
+    sets = real_sets(corpus.train, config.match, store, ("t",))
     assert len(sets) == config.match.n_repset
     for chosen in sets:
         for label, rows in enumerate(chosen):
@@ -41,7 +41,7 @@ def test_teacher_sets_are_coresets_of_each_label(config: Config, tiny_cache: Pat
 def test_without_the_teacher_all_rows_are_real(config: Config, tiny_cache: Path) -> None:
     corpus = load_corpus(config.task, config.data, tiny_cache)
     store = FeatureStore(config.match.learner, 2, tiny_cache, CPU, "fp32")
-    (rows,) = teacher_sets(corpus.train, MatchConfig(representative=False), store, ("t",))
+    (rows,) = real_sets(corpus.train, MatchConfig(representative=False), store, ("t",))
     assert sum(map(len, rows)) == len(corpus.train)
 
 
@@ -49,7 +49,7 @@ def test_a_teacher_larger_than_the_corpus_is_refused(config: Config, tiny_cache:
     corpus = load_corpus(config.task, config.data, tiny_cache)
     store = FeatureStore(config.match.learner, 2, tiny_cache, CPU, "fp32")
     with pytest.raises(DataError, match=r"match\.repset_dpc=5000"):
-        teacher_sets(corpus.train, MatchConfig(repset_dpc=5000), store, ("t",))
+        real_sets(corpus.train, MatchConfig(repset_dpc=5000), store, ("t",))
 
 
 def test_real_batches_stay_within_one_set() -> None:
@@ -73,4 +73,4 @@ def test_a_generator_that_writes_no_wellformed_text_is_told(config: Config, tiny
     generator = build_generator(folder, config.generator, task)  # untrained: three fields never come out
     learner = build_learner(config.match.learner, 2, tiny_cache, CPU)
     with pytest.raises(DataError, match=r"only \d+ of 64 texts .* label 0 are well-formed; match.synthetic_dpc=8"):
-        synthetic_pool(generator, learner, config.match, Writing("fp32", 0.95, 64), ("t",))
+        write_synthetic_texts(generator, learner, config.match, SamplingSettings("fp32", 0.95, 64), ("t",))

@@ -5,14 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from losses import DISTANCES, Distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dilm.config.schema import GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
 from dilm.core.errors import ConfigError
 from dilm.hub.pretrained import model_folder
-from dilm.matching.gradients import AutogradGradients, HeadGradients, gradients_of, matched_parameters
-from dilm.matching.loss import distance_slope, generation_weights, gradient_distance, nll_slopes, parameter_gradient
+from dilm.distributed.world import ALONE
+from dilm.matching.gradients import (
+    AutogradGradients,
+    HeadGradients,
+    gradients_of,
+    matched_parameters,
+    parameter_gradient,
+)
+from dilm.matching.loss import generation_weights, match_gradients
 from dilm.models.generator import Generator, build_generator
 from dilm.models.learner import Learner, build_learner, text_losses
 from dilm.models.likelihood import text_nll
@@ -102,44 +110,46 @@ def real_gradient(rows_BP: Tensor) -> Tensor:
     return rows_BP.mean(0) + noise * rows_BP.std()
 
 
-def matching_loss_of(generator: Generator, sequences: list[list[int]], rows_BP: Tensor, real_CP: Tensor) -> Tensor:
+def matching_loss_of(
+    generator: Generator, sequences: list[list[int]], rows_BP: Tensor, real_CP: Tensor, distance: Distance
+) -> Tensor:
     """The loss by its definition, with autograd's graph down to the generator's weights."""
     nll_B = text_nll(generator, sequences, "fp32")
     losses = []
     for label in range(3):
         rows = np.flatnonzero(label == LABELS)
         synthetic_P = generation_weights(nll_B[rows]) @ rows_BP[rows]
-        losses.append(gradient_distance(real_CP[label], synthetic_P))
+        losses.append(distance(real_CP[label], synthetic_P))
     return torch.stack(losses).mean()
 
 
+@pytest.mark.parametrize("name", sorted(DISTANCES))
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_generators_gradient_is_that_of_the_definition(tmp_path: Path, tiny_cache: Path, kind: str) -> None:
+def test_the_generators_gradient_is_that_of_the_definition(
+    tmp_path: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
     """Slopes times nll, back-propagated, against the loss's definition differentiated as a whole, and differences."""
+    monkeypatch.setattr("dilm.matching.loss.gradient_distance", DISTANCES[name])
     learner = built(kind, tmp_path, tiny_cache)
     parameters = matched_parameters(learner, "classifier") or list(learner.head.parameters())
-    found = AutogradGradients(learner, learner.tokenize(TEXTS), LABELS, parameters, "fp32")
+    gradients = AutogradGradients(learner, learner.tokenize(TEXTS), LABELS, parameters, "fp32")
     rows_BP = rows_of(learner, parameters)
     real_CP = real_gradient(rows_BP)
     generator, sequences = writer(tiny_cache)
     weights = [weight for weight in generator.model.parameters() if weight.requires_grad]
 
     nll_B = text_nll(generator, sequences, "fp32")
-    shares_B = torch.zeros(5, dtype=torch.float64)
-    for label in range(3):
-        shares_B[label == LABELS] = generation_weights(nll_B.detach()[label == LABELS])
-    synthetic_CP = found.sums(shares_B)
-    slopes = [distance_slope(real_P, synthetic_P) for real_P, synthetic_P in zip(real_CP, synthetic_CP, strict=True)]
-    slopes_B = nll_slopes(found.products(torch.stack(slopes)), shares_B) / 3
-    ours = parameter_gradient((slopes_B * nll_B).sum(), weights)
+    matched = match_gradients(real_CP, nll_B, LABELS, np.arange(5), gradients, 1.0, ALONE)
+    ours = parameter_gradient((matched.slopes_B * nll_B).sum(), weights)
 
-    whole = matching_loss_of(generator, sequences, rows_BP, real_CP)
-    expected = parameter_gradient(whole, weights)
+    def whole() -> Tensor:
+        return matching_loss_of(generator, sequences, rows_BP, real_CP, DISTANCES[name])
+
+    expected = parameter_gradient(whole(), weights)
     assert expected.norm() > 1e-6
     assert torch.allclose(ours, expected, rtol=0, atol=1e-8)
-    distances = [gradient_distance(*pair) for pair in zip(real_CP, synthetic_CP, strict=True)]
-    assert float(torch.stack(distances).mean() - whole.detach()) == pytest.approx(0, abs=1e-8)
-    _check_by_differences(generator, weights, ours, lambda: matching_loss_of(generator, sequences, rows_BP, real_CP))
+    assert float(matched.losses_C.mean() - whole().detach()) == pytest.approx(0, abs=1e-8)
+    _check_by_differences(generator, weights, ours, whole)
 
 
 def _check_by_differences(generator: Generator, weights: list[Tensor], gradient: Tensor, loss: "object") -> None:

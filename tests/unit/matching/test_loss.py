@@ -1,22 +1,24 @@
-"""The closed form against autograd, and the loss against its definition."""
+"""The closed form against autograd, and the loss and its slopes against their definitions."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from losses import DISTANCES, on_ranks
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dilm.matching.loss import (
-    distance_slope,
-    generation_weights,
-    head_gradients,
-    matching_loss,
-    nll_slopes,
-    parameter_gradient,
-)
+from dilm.distributed.world import World
+from dilm.matching.gradients import HeadGradients, head_gradients, parameter_gradient
+from dilm.matching.loss import Matched, generation_weights, gradient_distance, match_gradients
 
 sizes = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(1, 7), st.booleans(), st.integers(0, 2**31))
+
+
+def matching_loss(real_P: Tensor, synthetic_BP: Tensor, weights_B: Tensor) -> Tensor:
+    """The paper's loss of one label by its definition."""
+    return gradient_distance(real_P, weights_B @ synthetic_BP)
 
 
 def problem(n: int, classes: int, width: int, bias: bool, seed: int) -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
@@ -62,24 +64,62 @@ def test_generator_gradient_equals_double_backward(size: tuple[int, int, int, bo
     assert torch.allclose(closed_gradient, twice_gradient, rtol=0, atol=1e-8)
 
 
-@given(sizes, st.integers(1, 4), st.sampled_from([0.5, 1.0, 3.0]))
-def test_slopes_of_cut_batches_equal_autograd(
-    size: tuple[int, int, int, bool, int], cuts: int, temperature: float
+@given(sizes, st.integers(1, 4), st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from(sorted(DISTANCES)))
+@settings(deadline=None)
+def test_slopes_are_the_gradient_of_any_loss_however_texts_are_spread(
+    size: tuple[int, int, int, bool, int], ranks: int, temperature: float, name: str
 ) -> None:
-    """However the texts are spread, each part's slopes are the gradient of the whole batch's loss."""
+    """On every rank, against double backward: through the softmax's weights and the learner's weighted loss."""
     features, head, labels = problem(*size)
+    n_labels, labels_B = size[1], labels.numpy()
     rows = head_gradients(features, head(features), labels, size[3]).detach()
     generator = torch.Generator().manual_seed(size[-1] + 1)
     nll = torch.rand(len(labels), generator=generator, dtype=torch.float64, requires_grad=True)
-    real = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
-    (expected,) = torch.autograd.grad(matching_loss(real, rows, generation_weights(nll, temperature)), nll)
+    real = torch.randn(n_labels, rows.shape[1], generator=generator, dtype=torch.float64)
+    present = [label for label in range(n_labels) if (labels == label).any()]
+    real, labels_B = real[present], np.searchsorted(present, labels_B)  # every label has texts
 
-    weights = generation_weights(nll.detach(), temperature)
-    parts = [slice(cut, None, cuts) for cut in range(cuts)]
-    synthetic = torch.stack([weights[part] @ rows[part] for part in parts]).sum(0)
-    for part in parts:
-        found = nll_slopes(rows[part] @ distance_slope(real, synthetic), weights[part], temperature)
-        assert torch.allclose(found, expected[part], rtol=1e-7, atol=1e-8)
+    losses = []
+    for number, label in enumerate(present):
+        members = labels == label
+        texts = F.cross_entropy(head(features[members]), labels[members], reduction="none")
+        weighted = (generation_weights(nll[members], temperature) * texts).sum()
+        synthetic = parameter_gradient(weighted, list(head.parameters()), create_graph=True)
+        losses.append(DISTANCES[name](real[number], synthetic))
+    (expected,) = torch.autograd.grad(torch.stack(losses).mean(), nll)
+
+    def matched(world: World) -> Matched:
+        local = np.arange(len(labels))[::-1][world.rank :: world.size].copy()
+        own = HeadGradients(rows[local], labels_B[local], len(present))
+        return match_gradients(real, nll.detach(), labels_B, local, own, temperature, world)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dilm.matching.loss.gradient_distance", DISTANCES[name])
+        found = on_ranks(ranks, matched)
+    for one in found:
+        torch.testing.assert_close(one.losses_C, torch.stack(losses).detach(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(one.slopes_B, expected, rtol=1e-7, atol=1e-8)
+
+
+@given(sizes, st.sampled_from([0.5, 1.0, 3.0]))
+def test_the_cosines_slopes_are_those_of_its_closed_form(
+    size: tuple[int, int, int, bool, int], temperature: float
+) -> None:
+    """∂L/∂nll = -a s / T, since the softmax's other term, Σ a s, vanishes where a gradient's length doesn't count."""
+    features, head, labels = problem(*size)
+    rows = head_gradients(features, head(features), labels, size[3]).detach()
+    generator = torch.Generator().manual_seed(size[-1] + 1)
+    nll = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    real = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+    one_label = np.zeros(len(labels), dtype=int)
+    gradients = HeadGradients(rows, one_label, 1)
+    found = match_gradients(real[None], nll, one_label, np.arange(len(labels)), gradients, temperature, World())
+
+    weights = generation_weights(nll, temperature)
+    length, unit, real_unit = (weights @ rows).norm(), F.normalize(weights @ rows, dim=0), F.normalize(real, dim=0)
+    slope = (unit * (real_unit @ unit) - real_unit) / length
+    torch.testing.assert_close(found.slopes_B, -weights / temperature * (rows @ slope), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(found.weights_B, weights, rtol=0, atol=1e-12)
 
 
 def test_generator_gradient_equals_finite_differences() -> None:

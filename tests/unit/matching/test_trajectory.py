@@ -10,34 +10,34 @@ import torch
 from dilm.config.schema import Config
 from dilm.data.corpus import load_corpus
 from dilm.distributed.world import ALONE
-from dilm.matching.trajectory import Trajectory
+from dilm.matching.trajectory import LearnerTraining
 from dilm.models.learner import build_learner
 
 
-def trajectory(config: Config, cache: Path) -> Trajectory:
+def training_of(config: Config, cache: Path) -> LearnerTraining:
     learner = build_learner(config.match.learner, 2, cache, torch.device("cpu"))
     corpus = load_corpus(config.task, config.data, cache)
     tokens = learner.tokenize(corpus.train.texts)
-    return Trajectory(learner, tokens, corpus.train.labels, config.match, "fp32", ("tiny", 0), ALONE)
+    return LearnerTraining(learner, tokens, corpus.train.labels, config.match, "fp32", ("tiny", 0), ALONE)
 
 
-def weights(of: Trajectory) -> torch.Tensor:
+def weights(of: LearnerTraining) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten().clone() for parameter in of.learner.parameters()])
 
 
 @pytest.mark.parametrize("learners", ["fresh", "continued"])
 def test_an_outer_step_starts_afresh_or_goes_on(tiny: Callable[..., Config], tiny_cache: Path, learners: str) -> None:
-    way = trajectory(tiny(f"match.learners={learners}", "match.learner_optimizer.lr=1e-2"), tiny_cache)
-    way.begin(0)
-    start = weights(way)
-    way.advance(0, 0)
-    trained = weights(way)
+    training = training_of(tiny(f"match.learners={learners}", "match.learner_optimizer.lr=1e-2"), tiny_cache)
+    training.begin(0)
+    start = weights(training)
+    training.advance(0, 0)
+    trained = weights(training)
     assert not torch.equal(trained, start)
-    way.begin(1)
-    assert torch.equal(weights(way), trained) == (learners == "continued")
-    n_head = sum(parameter.numel() for parameter in way.learner.head.parameters())
+    training.begin(1)
+    assert torch.equal(weights(training), trained) == (learners == "continued")
+    n_head = sum(parameter.numel() for parameter in training.learner.head.parameters())
     assert (
-        (weights(way) != start).sum() <= n_head if learners == "fresh" else True
+        (weights(training) != start).sum() <= n_head if learners == "fresh" else True
     )  # the pretrained encoder, and another head
 
 
@@ -45,15 +45,15 @@ def test_an_outer_step_starts_afresh_or_goes_on(tiny: Callable[..., Config], tin
 def test_restored_it_goes_the_same_way(tiny: Callable[..., Config], tiny_cache: Path, learners: str) -> None:
     config = tiny(f"match.learners={learners}")
     inner = config.match.inner_steps
-    way = trajectory(config, tiny_cache)
+    training = training_of(config, tiny_cache)
     for update in range(2 * inner):
         if update % inner == 0:
-            way.begin(update // inner)
+            training.begin(update // inner)
         if update == inner + 1:
-            saved = copy.deepcopy(way.state())
-        way.advance(update // inner, update % inner)
-    again = trajectory(config, tiny_cache)
+            saved = copy.deepcopy(training.state())
+        training.advance(update // inner, update % inner)
+    again = training_of(config, tiny_cache)
     again.restore(inner + 1, saved)
     for update in range(inner + 1, 2 * inner):
         again.advance(update // inner, update % inner)
-    assert torch.equal(weights(again), weights(way))
+    assert torch.equal(weights(again), weights(training))

@@ -15,10 +15,10 @@ from dilm.core.errors import ConfigError, MissingArtifactError
 from dilm.data.corpus import Corpus, load_corpus
 from dilm.distributed.world import ALONE
 from dilm.matching.batches import fixed_sets
-from dilm.matching.loss import parameter_gradient
-from dilm.matching.trainer import build_teacher
-from dilm.matching.trajectory import Trajectory, pretrained
-from dilm.matching.trajectory_pool import GRADIENTS_FILE, PooledTeacher, state_file
+from dilm.matching.gradients import parameter_gradient
+from dilm.matching.trainer import build_trajectory
+from dilm.matching.trajectory import LearnerTraining, untrained
+from dilm.matching.trajectory_pool import GRADIENTS_FILE, PooledTrajectory, state_file
 from dilm.models.features import FeatureStore
 from dilm.models.learner import Learner, build_learner, text_loss
 from dilm.stages import train
@@ -40,10 +40,10 @@ def weights(learner: Learner) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten().clone() for parameter in learner.parameters()])
 
 
-def pooled(config: Config, cache: Path) -> PooledTeacher:
-    teacher = build_teacher(config, corpus_of(config, cache), learner_of(config, cache), None, cache, ALONE)
-    assert isinstance(teacher, PooledTeacher)
-    return teacher
+def pooled(config: Config, cache: Path) -> PooledTrajectory:
+    trajectory = build_trajectory(config, corpus_of(config, cache), learner_of(config, cache), None, cache, ALONE)
+    assert isinstance(trajectory, PooledTrajectory)
+    return trajectory
 
 
 @pytest.mark.parametrize("representative", [True, False])
@@ -56,12 +56,12 @@ def test_the_pool_holds_what_training_and_autograd_give(tiny: Compose, tiny_cach
     assert len(sets) == config.match.n_repset
     tokens, labels = learner.tokenize(corpus.train.texts), corpus.train.labels
     for number, (trajectory, teacher) in enumerate(pool_artifacts(config, corpus.content_hash)):
-        way = Trajectory(learner, tokens, labels, config.match, "fp32", ("pool", "tiny", number), ALONE)
-        way.begin(0)
+        training = LearnerTraining(learner, tokens, labels, config.match, "fp32", ("pool", "tiny", number), ALONE)
+        training.begin(0)
         real_SRCP = load_file(teacher.folder / GRADIENTS_FILE)["gradients"]
         for inner in range(config.match.inner_steps):
             if inner:
-                way.advance(0, inner - 1)
+                training.advance(0, inner - 1)
             stored = load_file(trajectory.folder / state_file(inner))
             assert all(torch.equal(stored[name], value) for name, value in learner.state_dict().items())
             learner.eval()
@@ -75,15 +75,15 @@ def test_the_pool_holds_what_training_and_autograd_give(tiny: Compose, tiny_cach
 def test_outer_steps_pass_through_the_pool_in_shuffled_rounds(tiny: Compose, tiny_cache: Path) -> None:
     config = tiny(*POOL)
     train.make_trajectories(config)
-    teacher = pooled(config, tiny_cache)
+    trajectory = pooled(config, tiny_cache)
     inner = config.match.inner_steps
-    places = [teacher.place_of(update) for update in range(40 * inner)]
+    places = [trajectory.place_of(update) for update in range(40 * inner)]
     rounds = [[places[(turn * 3 + outer) * inner][0] for outer in range(3)] for turn in range(13)]
     assert all(sorted(numbers) == [0, 1, 2] for numbers in rounds)
     assert len(set(map(tuple, rounds))) > 1
     assert [state for _, state in places] == list(range(inner)) * 40
     other = pooled(tiny(*POOL, "seed=1"), tiny_cache)  # the same pool, in another order
-    assert other.trajectories == teacher.trajectories
+    assert other.trajectories == trajectory.trajectories
     assert [other.place_of(update) for update in range(40 * inner)] != places
 
 
@@ -91,21 +91,21 @@ def test_restored_it_goes_the_same_way(tiny: Compose, tiny_cache: Path) -> None:
     config = tiny(*POOL, "match.real_batches=2")
     train.make_trajectories(config)
     inner, total = config.match.inner_steps, 7 * config.match.inner_steps
-    teacher, seen = pooled(config, tiny_cache), []
+    trajectory, seen = pooled(config, tiny_cache), []
     for update in range(total):
         if update % inner == 0:
-            teacher.begin(update // inner)
-        seen.append((weights(teacher.learner), teacher.gradients()))
-        assert teacher.place == teacher.place_of(update)
-        teacher.advance(update // inner, update % inner)
+            trajectory.begin(update // inner)
+        seen.append((weights(trajectory.learner), trajectory.gradients()))
+        assert trajectory.place == trajectory.place_of(update)
+        trajectory.advance(update // inner, update % inner)
     assert not any(torch.equal(one, other) for (one, _), (other, _) in pairwise(seen))
     for start in (0, 1, inner, 2 * inner + 1):
         again = pooled(config, tiny_cache)
-        again.restore(start, teacher.state())
+        again.restore(start, trajectory.state())
         for update in range(start, total):
             if update % inner == 0:
                 again.begin(update // inner)
-            with pretrained(again.learner, ("t",)):  # as where synthetic texts are clustered
+            with untrained(again.learner, ("t",)):  # as where synthetic texts are clustered
                 pass
             for found, expected in zip((weights(again.learner), again.gradients()), seen[update], strict=True):
                 assert torch.equal(found, expected)
@@ -115,23 +115,24 @@ def test_restored_it_goes_the_same_way(tiny: Compose, tiny_cache: Path) -> None:
 def test_gradients_are_those_of_the_weights_that_are_kept(tiny: Compose, tiny_cache: Path) -> None:
     config = tiny(*POOL, "precision=bf16", "match.pool_size=1", "match.n_repset=1")
     train.make_trajectories(config)
-    corpus, teacher = corpus_of(config, tiny_cache), pooled(config, tiny_cache)
-    stored = load_file(teacher.trajectories[0] / state_file(1))
+    corpus, trajectory = corpus_of(config, tiny_cache), pooled(config, tiny_cache)
+    stored = load_file(trajectory.trajectories[0] / state_file(1))
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.bfloat16}
-    teacher.begin(0)
-    teacher.advance(0, 0)
+    trajectory.begin(0)
+    trajectory.advance(0, 0)
     store = FeatureStore(config.match.learner, 2, tiny_cache, CPU, "bf16")
     (chosen,) = fixed_sets(corpus.train, config.match, store, ("pool", "tiny"))
-    tokens = teacher.learner.tokenize(corpus.train.take(np.concatenate(chosen)).texts)
-    teacher.learner.eval()
+    tokens = trajectory.learner.tokenize(corpus.train.take(np.concatenate(chosen)).texts)
+    trajectory.learner.eval()
     half = len(chosen[0])
     expected = [
         parameter_gradient(
-            text_loss(teacher.learner, part, np.full(half, label), "bf16"), list(teacher.learner.head.parameters())
+            text_loss(trajectory.learner, part, np.full(half, label), "bf16"),
+            list(trajectory.learner.head.parameters()),
         )
         for label, part in enumerate((tokens[:half], tokens[half:]))
     ]
-    cosines = torch.cosine_similarity(teacher.gradients(), torch.stack(expected))
+    cosines = torch.cosine_similarity(trajectory.gradients(), torch.stack(expected))
     assert (cosines > 0.999).all()  # to the rounding of bf16
 
 
@@ -176,14 +177,14 @@ def test_keys_that_could_not_work_are_refused(tiny: Compose, keys: tuple[str, ..
         tiny(*keys)
 
 
-def test_the_pretrained_learner_is_lent_for_a_block(tiny: Compose, tiny_cache: Path) -> None:
+def test_the_untrained_learner_is_lent_for_a_block(tiny: Compose, tiny_cache: Path) -> None:
     config = tiny("match.learner_optimizer.lr=1e-2")
-    teacher = build_teacher(
+    trajectory = build_trajectory(
         config, corpus_of(config, tiny_cache), learner_of(config, tiny_cache), None, tiny_cache, ALONE
     )
-    teacher.begin(0)
-    teacher.advance(0, 0)
-    trained = weights(teacher.learner)
-    with pretrained(teacher.learner, ("t",)):
-        assert not torch.equal(weights(teacher.learner), trained)
-    assert torch.equal(weights(teacher.learner), trained)
+    trajectory.begin(0)
+    trajectory.advance(0, 0)
+    trained = weights(trajectory.learner)
+    with untrained(trajectory.learner, ("t",)):
+        assert not torch.equal(weights(trajectory.learner), trained)
+    assert torch.equal(weights(trajectory.learner), trained)

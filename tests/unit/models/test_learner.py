@@ -10,8 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from dilm.config.schema import LearnerConfig, OptimizerConfig, SourceConfig
 from dilm.core.errors import ConfigError
-from dilm.matching.gradients import label_means, text_gradients
-from dilm.matching.loss import head_gradients, parameter_gradient
+from dilm.matching.gradients import head_gradients, label_means, parameter_gradient, text_gradients
 from dilm.models.learner import Learner, _last_linear, build_learner, forward_all, pool, segment_ids, text_loss
 from dilm.training.engine import TorchEngine
 from tests.unit.architectures import FAMILIES, learner_of

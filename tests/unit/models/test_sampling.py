@@ -14,7 +14,7 @@ from dilm.config.schema import GeneratorConfig, SourceConfig
 from dilm.hub.pretrained import model_folder
 from dilm.models.generator import Generator, build_generator
 from dilm.models.likelihood import text_nll
-from dilm.models.sampling import Writer, nucleus_draw, text_uniforms
+from dilm.models.sampling import Sampler, nucleus_draw, text_uniforms
 
 
 @pytest.fixture(autouse=True)
@@ -47,34 +47,34 @@ def test_uniforms_of_a_text_depend_on_seed_and_index_alone() -> None:
 
 
 def test_texts_do_not_depend_on_the_batch_they_were_written_in(generator: Generator) -> None:
-    writer = Writer(generator, "fp32")
-    alone, few, many = (writer.write(1, range(128), ("test",), 0.95, batch).tokens for batch in (1, 7, 64))
+    sampler = Sampler(generator, "fp32")
+    alone, few, many = (sampler.sample(1, range(128), ("test",), 0.95, batch).tokens for batch in (1, 7, 64))
     for others in (few, many):
         assert sum(first == second for first, second in zip(alone, others, strict=True)) >= 0.99 * len(alone)
-    assert writer.write(1, [100, 3], ("test",), 0.95, 2).tokens == [alone[100], alone[3]]
+    assert sampler.sample(1, [100, 3], ("test",), 0.95, 2).tokens == [alone[100], alone[3]]
     assert len({len(tokens) for tokens in alone}) > 1
 
 
 def test_written_nll_is_the_sequences(generator: Generator) -> None:
-    written = Writer(generator, "fp32").write(0, range(20), ("nll",), 0.95, 20)
-    for tokens, value in zip(written.tokens, written.nll, strict=True):
+    samples = Sampler(generator, "fp32").sample(0, range(20), ("nll",), 0.95, 20)
+    for tokens, value in zip(samples.tokens, samples.nll, strict=True):
         sequence = [generator.control.bos[0], *tokens]
         expected = text_nll(generator, [sequence], "fp32")[0]
         assert float(value) == pytest.approx(float(expected), abs=1e-4)
         assert len(sequence) <= generator.max_length
 
 
-def test_writer_keeps_its_weights_while_the_generator_trains(generator: Generator) -> None:
-    writer = Writer(generator, "fp32")
-    before = writer.write(0, range(5), ("copy",), 0.95, 5).tokens
+def test_sampler_keeps_its_weights_while_the_generator_trains(generator: Generator) -> None:
+    sampler = Sampler(generator, "fp32")
+    before = sampler.sample(0, range(5), ("copy",), 0.95, 5).tokens
     embedding = generator.model.get_input_embeddings().weight
     kept = embedding.detach().clone()
     with torch.no_grad():
         embedding.add_(1.0)
-    assert writer.write(0, range(5), ("copy",), 0.95, 5).tokens == before
+    assert sampler.sample(0, range(5), ("copy",), 0.95, 5).tokens == before
     with torch.no_grad():
         embedding.copy_(kept)
-    assert np.isfinite(Writer(generator, "bf16").write(0, range(5), ("copy",), 0.95, 5).nll).all()
+    assert np.isfinite(Sampler(generator, "bf16").sample(0, range(5), ("copy",), 0.95, 5).nll).all()
 
 
 def test_a_prefix_stands_before_every_text_and_counts_nowhere(generator: Generator, tiny_cache: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_prefix_stands_before_every_text_and_counts_nowhere(generator: Generat
     logits = prefixed.model(torch.tensor([sequence])).logits[0, 1:-1]
     expected = F.cross_entropy(logits, torch.tensor(sequence[2:]))
     assert float(text_nll(prefixed, [sequence], "fp32")[0]) == pytest.approx(float(expected), abs=1e-5)
-    written = Writer(prefixed, "fp32").write(0, range(20), ("prefix",), 0.95, 20)
-    for tokens, value in zip(written.tokens, written.nll, strict=True):
+    samples = Sampler(prefixed, "fp32").sample(0, range(20), ("prefix",), 0.95, 20)
+    for tokens, value in zip(samples.tokens, samples.nll, strict=True):
         whole = [*prefixed.control.prompt(0), *tokens]
         assert len(whole) <= prefixed.max_length
         assert float(value) == pytest.approx(float(text_nll(prefixed, [whole], "fp32")[0]), abs=1e-4)
