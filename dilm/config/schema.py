@@ -7,6 +7,8 @@ here, or a value of another type, is refused when the configuration is composed 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dilm.config.stages import chosen_stages
+
 POOLINGS = ("model", "mean", "cls")
 EMBEDDINGS = ("cls", "mean", "last")
 
@@ -101,7 +103,6 @@ METHODS = ("random", *EMBEDDED, "teach", "rank", "lm", "dilm", "full", "publishe
 GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
 WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
 DEVICES = ("auto", "cpu", "cuda")
-STAGES = ("pretrain", "learners", "match")
 LEARNERS = ("fresh", "continued", "pool")
 OBJECTIVES = ("gradient", "teach")
 EVALUATORS = ("finetune", "icl", "words")
@@ -330,7 +331,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     site: SiteConfig = field(default_factory=SiteConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
-    stages: list[str] = field(default_factory=lambda: list(STAGES))  # what `train` runs: pretrain, learners, match
+    stages: list[str] = field(default_factory=chosen_stages)  # what `train` runs: pretrain, learners, match
     method: str = "dilm"  # random, k_centers, herding, rank, lm, dilm, full or published
     variant: str = ""  # what tables call this way of doing the method, behind its name
     evaluator: str = "finetune"  # the learner; icl: the llm; words: a linear model of word counts, without torch

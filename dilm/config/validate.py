@@ -16,11 +16,11 @@ from dilm.config.schema import (
     METRICS,
     OBJECTIVES,
     POOLINGS,
-    STAGES,
     TWO_LABEL_METRICS,
     Config,
     TaskConfig,
 )
+from dilm.config.stages import chosen_stages, job_commands
 from dilm.core.errors import ConfigError, did_you_mean
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,6 @@ DERIVED_KEYS = {
     "fp16": "precision",
     "data_types": "precision",
 }
-COMMANDS = ("train", "generate", "evaluate", "collect")  # that run as jobs
 AT_LEAST_ONE = (
     "dpc n_datasets n_seeds threads pretrain.steps pretrain.batch pretrain.log_every match.outer_steps "
     "match.inner_steps match.pool_size match.learner_batch match.learner_schedule match.synthetic_dpc match.real_dpc "
@@ -102,8 +101,8 @@ def check(config: Config) -> None:
         if (found := _lookup(config, key)) not in allowed:
             raise ConfigError(f"{key} {found!r} is unknown.{did_you_mean(str(found), allowed)}")
     for stage in config.stages:
-        if stage not in STAGES:
-            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, STAGES)}")
+        if stage not in (known := chosen_stages()):
+            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, known)}")
     _check_numbers(config)
     _check_engine(config)
     _check_site(config)
@@ -201,8 +200,8 @@ def _check_engine(config: Config) -> None:
 
 def _check_site(config: Config) -> None:
     for command, minutes in config.site.minutes.items():
-        if command not in COMMANDS:
-            raise ConfigError(f"site.minutes names {command!r}.{did_you_mean(command, COMMANDS)}")
+        if command not in (known := job_commands()):
+            raise ConfigError(f"site.minutes names {command!r}.{did_you_mean(command, known)}")
         if minutes < 1:
             raise ConfigError(f"site.minutes.{command} is {minutes}; it must be at least 1.")
 
