@@ -22,7 +22,8 @@ from dilm import cli
 from dilm.config import help
 from dilm.config.compose import attach, checked
 from dilm.config.schema import Config
-from dilm.config.validate import COMMANDS, typed
+from dilm.config.stages import CELLS, job_commands, kind_of
+from dilm.config.validate import typed
 from dilm.core.errors import DilmError, MissingArtifactError
 from dilm.core.io import CONF_FOLDER
 from dilm.data.corpus import with_fallback
@@ -150,11 +151,11 @@ def _run_job(
     worker.prepare_work()
     try:
         config = with_fallback(typed(composed))
-        made = plan.makes(config, command) if command in COMMANDS else {}
-        if command in COMMANDS:
+        made = plan.makes(config, command)
+        if command in job_commands():
             recorder.add(config, Call(command, keys, config.task.name, made))
         told = run(config) or ""
-        folders = () if command == "evaluate" else tuple(name for names in made.values() for name in names)
+        folders = tuple(name for stage, names in made.items() if kind_of(stage) != CELLS for name in names)
         runs.append(Ran(config, keys, folders, told))
     except Exception as caught:
         if (error := user_error(caught)) is None:

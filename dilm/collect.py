@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dilm.cli import main
 from dilm.config.schema import Config
+from dilm.config.stages import REPORT
 from dilm.core.errors import ConfigError
-from dilm.launch.plan import REPORT
 from dilm.tracking.mlflow import bring_in
 from dilm.tracking.tracker import tracking_uri
 

@@ -30,8 +30,10 @@ DISK_BYTES = 65_536
 
 # What a worker takes as a whole, the longest first so that none is left over at the end: one Slurm cluster serves all
 # tests of its folder, one at a time. Every other file is a part of its own, and comes when these are dealt.
-LONGEST = ("cluster", "ranks/test_resume.py", "ranks/test_engines.py", "ranks/test_commands.py", "unit/test_cli.py",
-           "e2e/test_pipeline.py", "e2e/test_teach.py", "unit/launch/test_worker.py", "e2e/test_browser.py")  # fmt: skip
+LONGEST = """
+cluster ranks/test_resume.py ranks/test_engines.py ranks/test_commands.py unit/test_cli.py e2e/test_pipeline.py
+e2e/test_teach.py unit/launch/test_worker.py e2e/test_browser.py
+""".split()
 
 Compose = Callable[..., Config]
 

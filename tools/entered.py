@@ -41,7 +41,7 @@ def entered(command: str, arguments: list[str]) -> list[Path]:
             raise
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     paths = {Path(code.co_filename).resolve() for code in codes if is_function(code)}
     return sorted(path.relative_to(PACKAGE) for path in paths if path.is_relative_to(PACKAGE))
 

@@ -9,38 +9,26 @@ from typing import Any
 
 from dilm.artifacts.artifact import Artifact
 from dilm.config.schema import EMBEDDED, GENERATOR_METHODS, WRITING_METHODS, Config, LearnerConfig, plain
+from dilm.config.stages import REPORT, Output, maker_of
 from dilm.core.hashing import content_key, without
+from dilm.data.corpus import split_hash
 from dilm.data.text_table import published_hashes
-from dilm.hub.pretrained import source_id
+from dilm.hub.pretrained import cache_folder, source_id
 
-# Raised when a stage's results change for equal configurations.
-STAGE_VERSION = {
-    "pretrain": 1,
-    "trajectory": 1,
-    "teacher": 1,
-    "match": 1,
-    "candidates": 1,
-    "dataset": 1,
-    "evaluate": 1,
-    "audit": 1,
-}
 LEARNER_VERSION = 2  # raised when a learner's features change
-TRAIN, GENERATE = "python -m dilm.train", "python -m dilm.generate"
-MADE_BY = {
-    "pretrain": TRAIN,
-    "trajectory": TRAIN,
-    "teacher": TRAIN,
-    "match": TRAIN,
-    "candidates": GENERATE,
-    "dataset": GENERATE,
-    "audit": "python -m dilm.audit",
-}
 
 
-def _artifact(config: Config, stage: str, name: str, science: dict[str, Any]) -> Artifact:
-    science = {"stage": stage, "version": STAGE_VERSION[stage], **science}
+def version_of(kind: str) -> int:
+    """The version number of a kind of artifact, or of cells: raised when results change for equal configurations."""
+    return maker_of(kind).versions[kind]
+
+
+def artifact_of(config: Config, kind: str, name: str, science: dict[str, Any]) -> Artifact:
+    """The artifact of a kind that `science` determines. `name` stands before the key in the name of its folder."""
+    science = {"stage": kind, "version": version_of(kind), **science}
     key = content_key(science)
-    return Artifact(Path(config.root) / config.task.name / f"{name}-{key}", key, science, MADE_BY[stage])
+    folder = Path(config.root) / config.task.name / f"{name}-{key}"
+    return Artifact(folder, key, science, f"python -m dilm.{maker_of(kind).command}")
 
 
 def task_science(config: Config) -> dict[str, Any]:
@@ -79,7 +67,7 @@ def pretrain_artifact(config: Config, data_hash: str) -> Artifact:
         "precision": config.precision,
         "seed": config.seed,
     }
-    return _artifact(config, "pretrain", f"lm-{config.generator.name}", science)
+    return artifact_of(config, "pretrain", f"lm-{config.generator.name}", science)
 
 
 def trajectory_artifact(config: Config, data_hash: str, number: int) -> Artifact:
@@ -94,7 +82,7 @@ def trajectory_artifact(config: Config, data_hash: str, number: int) -> Artifact
         "precision": config.precision,
         "number": number,
     }
-    return _artifact(config, "trajectory", f"trajectory-{match.learner.name}-{number}", science)
+    return artifact_of(config, "trajectory", f"trajectory-{match.learner.name}-{number}", science)
 
 
 def teacher_artifact(config: Config, data_hash: str, number: int) -> Artifact:
@@ -106,7 +94,7 @@ def teacher_artifact(config: Config, data_hash: str, number: int) -> Artifact:
             name: getattr(match, name) for name in ("representative", "repset_dpc", "n_repset", "real_candidates")
         },
     }
-    return _artifact(config, "teacher", f"teacher-{match.learner.name}-{number}", science)
+    return artifact_of(config, "teacher", f"teacher-{match.learner.name}-{number}", science)
 
 
 def pool_artifacts(config: Config, data_hash: str) -> list[tuple[Artifact, Artifact]]:
@@ -119,7 +107,7 @@ def pool_artifacts(config: Config, data_hash: str) -> list[tuple[Artifact, Artif
 def match_artifact(config: Config, data_hash: str) -> Artifact:
     """The generator after gradient matching, or after imitating what teaches (method `dilm`)."""
     if config.match.objective == "teach":
-        return _artifact(config, "match", f"dilm-{config.generator.name}", _imitation_science(config, data_hash))
+        return artifact_of(config, "match", f"dilm-{config.generator.name}", _imitation_science(config, data_hash))
     imitated = ("objective", "taught_sets", "taught_dpc")
     aside = ("learner", "trajectory", "log_every", "monitor_every", "monitor_dpc", "monitor_states")
     unused = ("real_dpc",) if config.match.learners == "pool" else ("pool_size",)
@@ -131,7 +119,7 @@ def match_artifact(config: Config, data_hash: str) -> Artifact:
         "precision": config.precision,
         "seed": config.seed,
     }
-    return _artifact(config, "match", f"dilm-{config.generator.name}", science)
+    return artifact_of(config, "match", f"dilm-{config.generator.name}", science)
 
 
 def _imitation_science(config: Config, data_hash: str) -> dict[str, Any]:
@@ -164,7 +152,7 @@ def candidates_artifact(config: Config, data_hash: str) -> Artifact:
     parent = generator_artifact(config, data_hash).key
     if config.method == "rank":
         ranked = {"parent": parent, "real_candidates": settings.real_candidates, "precision": config.precision}
-        return _artifact(config, "candidates", "candidates-rank", {"method": "rank", "seed": config.seed, **ranked})
+        return artifact_of(config, "candidates", "candidates-rank", {"method": "rank", "seed": config.seed, **ranked})
     science: dict[str, Any] = {
         "parent": parent,
         "pool": settings.pool,
@@ -177,7 +165,7 @@ def candidates_artifact(config: Config, data_hash: str) -> Artifact:
         science |= {"pool_dpc": settings.pool_dpc}
     else:
         science |= {"oversample": settings.oversample, "dpc": config.dpc, "n_datasets": config.n_datasets}
-    return _artifact(config, "candidates", f"candidates-{config.method}", science)
+    return artifact_of(config, "candidates", f"candidates-{config.method}", science)
 
 
 def selection_of(config: Config) -> str:
@@ -195,11 +183,11 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
     settings, selection = config.generate, selection_of(config)
     real = {"task": task_science(config), "data": data_hash}
     if selection == "full":
-        return _artifact(config, "dataset", "full", {"method": "full", **real})
+        return artifact_of(config, "dataset", "full", {"method": "full", **real})
     if selection == "published":
         science = {"method": selection, "dpc": config.dpc, "task": task_science(config)}
         name = f"{config.published.name}-dpc{config.dpc}"
-        return _artifact(config, "dataset", name, {**science, "files": published_hashes(config)})
+        return artifact_of(config, "dataset", name, {**science, "files": published_hashes(config)})
     science = {
         "method": config.method,
         "dpc": config.dpc,
@@ -221,7 +209,7 @@ def dataset_artifact(config: Config, data_hash: str) -> Artifact:
             science |= {"teacher_filter": filtered | {"data": data_hash}} if settings.teacher_filter else {}
     else:
         science |= {**real, "real_candidates": settings.real_candidates}
-    return _artifact(config, "dataset", f"{config.method}-dpc{config.dpc}", science)
+    return artifact_of(config, "dataset", f"{config.method}-dpc{config.dpc}", science)
 
 
 def audit_artifact(config: Config, shard_key: str, name: str, hashes: dict[str, str]) -> Artifact:
@@ -237,4 +225,51 @@ def audit_artifact(config: Config, shard_key: str, name: str, hashes: dict[str, 
         "teacher": learner_science(config.learner) | {"freeze_encoder": frozen, "training": full},
         "precision": config.precision,
     }
-    return _artifact(config, "audit", f"audit-{name}", science)
+    return artifact_of(config, "audit", f"audit-{name}", science)
+
+
+# What stages make of a configuration, as `dilm.config.stages` declares them
+
+
+def content_hash(config: Config, split: str = "train") -> str:
+    """The content hash of a split of the task. Raises DilmError where its rows can't be read."""
+    return split_hash(config.task, split, cache_folder(config.cache))
+
+
+def named(artifact: Artifact) -> str:
+    """An artifact's folder, relative to root."""
+    return f"{artifact.folder.parent.name}/{artifact.folder.name}"
+
+
+def pretrain_outputs(config: Config) -> list[Output]:
+    """The pre-trained generator."""
+    return [Output((named(pretrain_artifact(config, content_hash(config))),))]
+
+
+def learners_outputs(config: Config) -> list[Output]:
+    """The last of what is made for each trajectory of the pool, or for the one that `match.trajectory` names."""
+    pool = pool_artifacts(config, content_hash(config))
+    chosen = config.match.trajectory
+    return [
+        Output((named(teacher),), (f"match.trajectory={number}",))
+        for number, (_, teacher) in enumerate(pool)
+        if chosen in (None, number)
+    ]
+
+
+def match_outputs(config: Config) -> list[Output]:
+    """The matched generator."""
+    return [Output((named(match_artifact(config, content_hash(config))),))]
+
+
+def generate_outputs(config: Config) -> list[Output]:
+    """The data sets of one method and size. Those that are chosen from the same candidates are one group."""
+    data_hash = content_hash(config)
+    generated = config.method in GENERATOR_METHODS
+    group = named(candidates_artifact(config, data_hash)) if generated else ""
+    return [Output((named(dataset_artifact(config, data_hash)),), group=group)]
+
+
+def collect_outputs(config: Config) -> list[Output]:
+    """The report of all rows below root."""
+    return [Output((REPORT,))]

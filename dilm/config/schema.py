@@ -5,10 +5,11 @@ allowed. The YAML files in `conf/` fill the tree; a key that is not here, or a v
 the configuration is composed (`dilm.config.compose`), and a value that is not allowed by `dilm.config.validate`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dilm.config.keys import key, part
+from dilm.config.keys import Key, key, part
+from dilm.config.stages import chosen_stages
 
 # Names that a key may have, with their meaning where the name doesn't say it.
 EMBEDDED = ("k_centers", "herding")  # selections that look at embeddings, as `dilm/selection/coreset.py` does them
@@ -23,9 +24,9 @@ METHODS = {  # in the order of tables
     "full": "all real texts",
     "published": "others' data sets",
 }
+TRAINING = ", ".join(chosen_stages())
 GENERATOR_METHODS = ("rank", "lm", "dilm")  # that need a trained generator
 WRITING_METHODS = ("lm", "dilm")  # whose texts it wrote
-STAGES = ("pretrain", "learners", "match")
 POOLINGS = {"model": "the architecture's own", "mean": "mean of the last layer", "cls": "its first token"}
 EMBEDDINGS = {"cls": "its first token", "mean": "its mean", "last": "its last token"}
 FIRST_TOKENS = {"bos": "the model's own bos", "label": "the label's name"}
@@ -413,7 +414,7 @@ class Config:
     checkpoint: CheckpointConfig = part(CheckpointConfig)
     site: SiteConfig = part(SiteConfig, "the cluster, conf/site/<name>.yaml")
     launcher: LauncherConfig = part(LauncherConfig)
-    stages: list[str] = key(list(STAGES), "what `train` runs", choices=STAGES)
+    stages: list[str] = field(default_factory=chosen_stages, metadata={"key": Key(f"what `train` runs: {TRAINING}")})
     method: str = key("dilm", "where the texts of a data set come from", choices=METHODS)
     variant: str = key("", "what tables call this way of doing the method, behind its name")
     evaluator: str = key("finetune", "what a data set is scored with", choices=EVALUATORS)

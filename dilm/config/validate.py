@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dilm.config.keys import key_of, leaves
 from dilm.config.schema import TWO_LABEL_METRICS, Config, MatchConfig
+from dilm.config.stages import chosen_stages, job_commands
 from dilm.core.errors import ConfigError, did_you_mean
 
 # DeepSpeed's own keys that a user may set; it ignores those that it doesn't know, without a word.
@@ -28,7 +29,6 @@ DERIVED_KEYS = {
     "fp16": "precision",
     "data_types": "precision",
 }
-COMMANDS = ("train", "generate", "evaluate", "collect")  # that run as jobs
 
 
 def check(config: Config) -> None:
@@ -39,6 +39,9 @@ def check(config: Config) -> None:
     _check_task(config)
     _check_match(config.match)
     _check_icl(config)
+    for stage in config.stages:
+        if stage not in (known := chosen_stages()):
+            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, known)}")
     _check_engine(config)
     wanted = config.evaluate.n_datasets
     if wanted is not None and wanted > config.n_datasets:
@@ -47,8 +50,8 @@ def check(config: Config) -> None:
             "lower the one or raise the other."
         )
     for command in config.site.minutes:
-        if command not in COMMANDS:
-            raise ConfigError(f"site.minutes names {command!r}.{did_you_mean(command, COMMANDS)}")
+        if command not in (known := job_commands()):
+            raise ConfigError(f"site.minutes names {command!r}.{did_you_mean(command, known)}")
 
 
 def _check_match(match: MatchConfig) -> None:
@@ -139,6 +142,10 @@ def _check_engine(config: Config) -> None:
             "engine=zero0 with precision=bf16 is refused: DeepSpeed's stage 0 has no fp32 master weights, and its "
             "losses drift. Set precision=fp32 or engine=zero1."
         )
+
+    for stage in config.stages:
+        if stage not in (known := chosen_stages()):
+            raise ConfigError(f"stages names {stage!r}.{did_you_mean(stage, known)}")
 
 
 def typed(composed: DictConfig) -> Config:

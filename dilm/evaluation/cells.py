@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dilm.artifacts.fingerprint import STAGE_VERSION, dataset_artifact, learner_science
+from dilm.artifacts.fingerprint import content_hash, dataset_artifact, learner_science, version_of
 from dilm.artifacts.rows import Row, cell_key
 from dilm.config.schema import Config, plain
+from dilm.config.stages import Output
 from dilm.core.errors import ConfigError
 from dilm.core.hashing import content_key, without
 from dilm.data.templates import PROMPT_VERSION, label_words
@@ -23,7 +24,7 @@ def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:
     """What determines an evaluation besides the data set and the seed."""
     settings = config.evaluate
     science = {
-        "version": STAGE_VERSION["evaluate"],
+        "version": version_of("evaluate"),
         "evaluator": config.evaluator,
         "metric": config.task.metric,
         "dev": dev_hash,
@@ -109,3 +110,9 @@ def evaluation_cells(config: Config, data_hash: str, dev_hash: str) -> list[Row]
             f"have the cells 0 to {len(cells) - 1}."
         )
     return cells if wanted is None else [cells[index] for index in wanted]
+
+
+def evaluate_outputs(config: Config) -> list[Output]:
+    """The cells of one evaluation, as `dilm.config.stages` declares them."""
+    cells = evaluation_cells(config, content_hash(config), content_hash(config, "dev"))
+    return [Output(tuple(cell.key for cell in cells))]

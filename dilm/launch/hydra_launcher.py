@@ -19,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from dilm.config.validate import COMMANDS
+from dilm.config.stages import job_commands
 from dilm.core.errors import ConfigError, JobsFailedError
 from dilm.launch import plan, worker
 from dilm.launch.submit import JobArray, check, chunks, submit, wait, with_site
@@ -51,7 +51,7 @@ class _Launcher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run every combination as a job, and wait for all."""
         root, command = Path(self.config.root), str(self.config.hydra.job.name)
-        if command not in COMMANDS or command == "collect":
+        if command not in job_commands() or command == "collect":
             raise ConfigError(f"python -m dilm.{command} does not run as a job; leave hydra/launcher away.")
         composer = Composer()
         calls = []

@@ -6,63 +6,34 @@ Torch-free.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dilm.artifacts.artifact import Artifact
-from dilm.artifacts.fingerprint import (
-    candidates_artifact,
-    dataset_artifact,
-    generator_artifact,
-    match_artifact,
-    pool_artifacts,
-    pretrain_artifact,
-)
 from dilm.artifacts.rows import Row, read_rows, rows_folder
 from dilm.config.compose import checked
-from dilm.config.schema import GENERATOR_METHODS, Config
+from dilm.config.schema import Config
+from dilm.config.stages import CELLS, REPORT, Stage, direct_needs, kind_of, planned_stages, stage_named
 from dilm.core.errors import ConfigError, DilmError, MissingArtifactError
-from dilm.data.corpus import split_hash
-from dilm.evaluation.cells import evaluation_cells
-from dilm.hub.pretrained import cache_folder
 from dilm.launch.submit import JobArray, array_name, asked_for, check, chunks, gpus_of, submit
 from dilm.launch.sweep import Composer, sweep, with_sweep
 from dilm.scheduler import records, slurm
 from dilm.scheduler.records import DONE, FAILED, Call, Verdict, judge
 
-STAGES = ("pretrain", "learners", "match", "generate", "evaluate", "collect")
-COMMAND_OF = dict(zip(STAGES, ("train", "train", "train", "generate", "evaluate", "collect"), strict=True))
 NEW = "new"
-REPORT = "report"  # folder of what `collect` makes
-
-
-def named(artifact: Artifact) -> str:
-    """An artifact's folder, relative to root."""
-    return f"{artifact.folder.parent.name}/{artifact.folder.name}"
 
 
 def makes(config: Config, command: str) -> dict[str, list[str]]:
     """What a command makes, by stage: folders of artifacts, keys of cells. Nothing where the rows can't be read."""
-    if command == "collect":
-        return {"collect": [REPORT]}
+    made = {}
     try:
-        cache = cache_folder(config.cache)
-        data_hash = split_hash(config.task, "train", cache)
-        if command == "train":
-            made = {
-                "pretrain": [named(pretrain_artifact(config, data_hash))],
-                "learners": _teachers(config, data_hash),
-                "match": [named(match_artifact(config, data_hash))],
-            }
-            return {stage: made[stage] for stage in config.stages if made[stage]}
-        if command == "generate":
-            return {"generate": [named(dataset_artifact(config, data_hash))]}
-        cells = evaluation_cells(config, data_hash, split_hash(config.task, "dev", cache))
-        return {"evaluate": [cell.key for cell in cells]}
+        for stage in planned_stages():
+            if stage.command == command and (not stage.run or stage.name in config.stages):
+                made[stage.name] = [key for output in stage.outputs_of(config) for key in output.keys]
     except DilmError:
         return {}  # the command itself meets the error, and tells it
+    return {name: keys for name, keys in made.items() if keys}
 
 
 @dataclass(frozen=True)
@@ -85,89 +56,28 @@ def units_of(stage: str, configs: Iterable[tuple[Sequence[str], Config]]) -> lis
     """The distinct units of a stage that combinations of keys need. Raises DilmError where rows can't be read."""
     found: dict[tuple[str, ...], Unit] = {}
     for overrides, config in configs:
-        for unit in _BUILDERS[stage](tuple(overrides), config):
+        for unit in _units(stage_named(stage), tuple(overrides), config):
             found.setdefault(unit.keys, unit)
     return list(found.values())
 
 
-def _hash(config: Config, split: str = "train") -> str:
-    return split_hash(config.task, split, cache_folder(config.cache))
-
-
-def _artifact_unit(
-    stage: str, overrides: tuple[str, ...], config: Config, artifact: Artifact, needs: tuple[str, ...], group: str = ""
-) -> Unit:
-    keys = (*overrides, f"stages=[{stage}]") if COMMAND_OF[stage] == "train" else overrides
-    name = named(artifact)
-    call = Call(COMMAND_OF[stage], keys, config.task.name, {stage: [name]})
-    return Unit(stage, call, (name,), needs, group or name)
-
-
-def _pretrain(overrides: tuple[str, ...], config: Config) -> list[Unit]:
-    if config.method not in GENERATOR_METHODS:
+def _units(stage: Stage, overrides: tuple[str, ...], config: Config) -> list[Unit]:
+    if not stage.serves(config.method):
         return []
-    return [_artifact_unit("pretrain", overrides, config, pretrain_artifact(config, _hash(config)), ())]
-
-
-def _matches(config: Config, data_hash: str) -> bool:
-    """Whether the method needs a matched generator."""
-    wanted = match_artifact(config, data_hash)
-    return config.method in GENERATOR_METHODS and generator_artifact(config, data_hash) == wanted
-
-
-def _teachers(config: Config, data_hash: str) -> list[str]:
-    """The last of what is made for each trajectory of the pool, or for the one that is asked for."""
-    pool = [named(teacher) for _, teacher in pool_artifacts(config, data_hash)]
-    number = config.match.trajectory
-    return pool if number is None or not pool else [pool[number]]
-
-
-def _learners(overrides: tuple[str, ...], config: Config) -> list[Unit]:
-    data_hash, key = _hash(config), "match.trajectory="
-    if not _matches(config, data_hash):
-        return []
-    others = tuple(override for override in overrides if not override.startswith(key))
-    first = config.match.trajectory or 0
+    needs = tuple(
+        key
+        for needed in direct_needs(stage, config.method)
+        for output in needed.outputs_of(config)
+        for key in output.keys
+    )
     units = []
-    for number, teacher in enumerate(_teachers(config, data_hash), first):
-        call = Call(
-            "train", (*others, f"{key}{number}", "stages=[learners]"), config.task.name, {"learners": [teacher]}
-        )
-        units.append(Unit("learners", call, (teacher,), group=teacher))
+    for output in stage.outputs_of(config):
+        chosen = (*output.overrides, *([f"stages=[{stage.name}]"] if stage.run else []))
+        replaced = tuple(f"{override.partition('=')[0]}=" for override in output.overrides)
+        others = [override for override in overrides if not (replaced and override.startswith(replaced))]
+        call = Call(stage.command, (*others, *chosen), config.task.name, {stage.name: list(output.keys)})
+        units.append(Unit(stage.name, call, output.keys, needs, output.group or output.keys[0]))
     return units
-
-
-def _match(overrides: tuple[str, ...], config: Config) -> list[Unit]:
-    data_hash = _hash(config)
-    if not _matches(config, data_hash):
-        return []
-    needs = (named(pretrain_artifact(config, data_hash)), *_teachers(config, data_hash))
-    return [_artifact_unit("match", overrides, config, match_artifact(config, data_hash), needs)]
-
-
-def _generate(overrides: tuple[str, ...], config: Config) -> list[Unit]:
-    data_hash = _hash(config)
-    if config.method not in GENERATOR_METHODS:
-        return [_artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), ())]
-    needs = (named(generator_artifact(config, data_hash)),)
-    group = named(candidates_artifact(config, data_hash))
-    return [_artifact_unit("generate", overrides, config, dataset_artifact(config, data_hash), needs, group)]
-
-
-def _evaluate(overrides: tuple[str, ...], config: Config) -> list[Unit]:
-    data_hash = _hash(config)
-    keys = tuple(cell.key for cell in evaluation_cells(config, data_hash, _hash(config, "dev")))
-    call = Call("evaluate", overrides, config.task.name, {"evaluate": list(keys)})
-    return [Unit("evaluate", call, keys, (named(dataset_artifact(config, data_hash)),))]
-
-
-_BUILDERS: dict[str, Callable[[tuple[str, ...], Config], list[Unit]]] = {
-    "pretrain": _pretrain,
-    "learners": _learners,
-    "match": _match,
-    "generate": _generate,
-    "evaluate": _evaluate,
-}
 
 
 @dataclass(frozen=True)
@@ -190,9 +100,10 @@ class Standing:
         return FAILED if key in self.failed else NEW
 
     def _is_there(self, stage: str, key: str) -> bool:
-        if stage == "evaluate":
+        kind = kind_of(stage)
+        if kind == CELLS:
             return key in self.done_cells
-        return report_is_current(self.root) if stage == "collect" else (self.root / key).is_dir()
+        return report_is_current(self.root) if kind == REPORT else (self.root / key).is_dir()
 
 
 def report_is_current(root: Path) -> bool:
@@ -218,7 +129,7 @@ def standing_of(root: Path) -> Standing:
                 live[key] = verdict
             elif verdict.state != DONE:
                 failed[key] = verdict.reason
-            elif stage == "evaluate" and key not in done:
+            elif kind_of(stage) == CELLS and key not in done:
                 failed[key] = f"{verdict.job.name} ended without it"
     failed |= {row.key: row.error or "" for row in rows if row.status == FAILED}
     return Standing(root, done, failed, live, verdicts, rows)
@@ -264,7 +175,7 @@ def jobs_of(units: Sequence[Unit], cells_per_job: int | None) -> list[list[Unit]
     Artifacts: those of one group. Evaluations: one configuration's cells, cut and brought together to `cells_per_job`
     where that is set, from units that need the same.
     """
-    if not units or units[0].stage != "evaluate":
+    if not units or kind_of(units[0].stage) != CELLS:
         groups: dict[str, list[Unit]] = {}
         for unit in units:
             groups.setdefault(unit.group, []).append(unit)
@@ -285,8 +196,6 @@ def jobs_of(units: Sequence[Unit], cells_per_job: int | None) -> list[list[Unit]
     return filled
 
 
-# Stages that a user may name; training is two of them, so that several matchings share a pre-training.
-NAMES = {"train": ("pretrain", "learners", "match")} | {stage: (stage,) for stage in STAGES}
 LIVE = (records.QUEUED, records.RUNNING)
 ASKING = ("site", "launcher", "hydra", "experiment", "root")  # keys that change what a job asks for
 Alike = tuple[str, frozenset[int], frozenset[str], tuple[str, ...]]  # task, planned and live jobs before, asking keys
@@ -323,11 +232,12 @@ class Study:
 
 
 def stages_named(names: str) -> list[str]:
-    """`train,evaluate` as stages, in their order. Raises ConfigError."""
-    wanted = [stage for name in names.split(",") for stage in NAMES.get(name, (name,))]
-    if unknown := [name for name in wanted if name not in STAGES]:
-        raise ConfigError(f"stage {unknown[0]!r} is unknown. Known: {', '.join(NAMES)}.")
-    return [stage for stage in STAGES if stage in wanted]
+    """`train,evaluate`, names of stages or of their commands, as stages in their order. Raises ConfigError."""
+    stages, wanted = planned_stages(), names.split(",")
+    known = dict.fromkeys(name for stage in stages for name in (stage.command, stage.name))
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigError(f"stage {unknown[0]!r} is unknown. Known: {', '.join(known)}.")
+    return [stage.name for stage in stages if {stage.name, stage.command} & set(wanted)]
 
 
 def plan_study(stages: Sequence[str], arguments: Sequence[str]) -> Study:
@@ -336,12 +246,13 @@ def plan_study(stages: Sequence[str], arguments: Sequence[str]) -> Study:
     configs = [(overrides, composer.config(overrides)) for overrides in sweep(with_sweep(checked(arguments)))]
     root = _one_root(configs)
     standing = Standing(root) if configs[0][1].force else standing_of(root)
-    units = {stage: units_of(stage, configs) for stage in stages if stage != "collect"}
+    reports = [stage for stage in stages if kind_of(stage) == REPORT]
+    units = {stage: units_of(stage, configs) for stage in stages if stage not in reports}
     study = Study(root, standing, units, max_array_size=configs[0][1].site.max_array_size)
     for stage, all_units in units.items():
         _arrange(study, stage, left_of(all_units, standing), configs[0][1].launcher.cells_per_job)
-    if "collect" in stages:
-        _collect(study, tuple(configs[0][0]))
+    for stage in reports:
+        _collect(study, stage, tuple(configs[0][0]))
     return study
 
 
@@ -358,27 +269,33 @@ def plan_retry(root: Path) -> Study:
     study = Study(root, standing, {})
     calls = _failed_calls(standing)
     per_job = None
-    for stage in STAGES[:-1]:
+    for stage in planned_stages():
+        if stage.kind == REPORT:
+            for call in calls.get(stage.name, [])[-1:]:
+                _collect(study, stage.name, call.overrides)
+            continue
         found: dict[str, Unit] = {}
-        for call in calls.get(stage, []):
-            keys = _again(call)
-            config = composer.config(keys)
+        for call in calls.get(stage.name, []):
+            keys, config = _again(stage, call, composer)
             per_job = config.launcher.cells_per_job
             study.max_array_size = config.site.max_array_size
-            for unit in left_of(units_of(stage, [(keys, config)]), standing, (records.FAILED,)):
+            for unit in left_of(units_of(stage.name, [(keys, config)]), standing, (records.FAILED,)):
                 found.setdefault(unit.keys[0], unit)
-        study.units[stage] = list(found.values())
-        _arrange(study, stage, study.units[stage], per_job)
-    for call in calls.get("collect", [])[-1:]:
-        _collect(study, call.overrides)
+        study.units[stage.name] = list(found.values())
+        _arrange(study, stage.name, study.units[stage.name], per_job)
     return study
 
 
-def _again(call: Call) -> tuple[str, ...]:
-    """The keys of a call, to find its units by. What is trained doesn't depend on the method, which stage is does."""
-    apart = ("force=", *(("method=", "stages=") if call.command == "train" else ()))
-    keys = [override for override in call.overrides if not override.startswith(apart)]
-    return (*keys, *(["method=dilm"] if call.command == "train" else []))
+def _again(stage: Stage, call: Call, composer: Composer) -> tuple[tuple[str, ...], Config]:
+    """The keys of a call, and their configuration, to find its units by.
+
+    A command may have been run by hand with a method that doesn't need the stage; the plan takes one that does.
+    """
+    keys = tuple(override for override in call.overrides if not override.startswith(("force=", "stages=")))
+    config = composer.config(keys)
+    if stage.serves(config.method):
+        return keys, config
+    return _again(stage, replace(call, overrides=(*keys, f"method={stage.methods[-1]}")), composer)
 
 
 def _failed_calls(standing: Standing) -> dict[str, list[Call]]:
@@ -402,7 +319,7 @@ def _arrange(study: Study, stage: str, units: Sequence[Unit], cells_per_job: int
         groups.setdefault((job[0].task, *_needs(study, job), _asking(job[0].call.overrides)), []).append(job)
     for (_, needs, live, _), members in groups.items():
         calls = tuple(tuple(unit.call for unit in job) for job in members)
-        asked = _asked(study, calls[0][0].overrides, COMMAND_OF[stage])
+        asked = _asked(study, calls[0][0].overrides, stage_named(stage).command)
         array = JobArray(stage, study.root, calls, asked, tuple(sorted(live)))
         study.arrays.append(Planned(array, members[0][0].task, needs))
         for made in (name for job in members for unit in job for name in unit.keys):
@@ -431,7 +348,7 @@ def _needs(study: Study, job: Sequence[Unit]) -> tuple[frozenset[int], frozenset
             elif folder in study.standing.live:
                 live.add(_to_wait_for(study.standing.live[folder], folder))
             elif not (study.root / folder).is_dir():
-                before = "generate" if unit.stage == "evaluate" else "train"
+                before = stage_named(stage_named(unit.stage).needs[-1]).command
                 raise MissingArtifactError(
                     str(study.root / folder), f"python tools/submit.py {before},{unit.stage}", "with these keys"
                 )
@@ -448,16 +365,17 @@ def _to_wait_for(verdict: Verdict, key: str) -> str:
     return verdict.job.name
 
 
-def _collect(study: Study, overrides: tuple[str, ...]) -> None:
+def _collect(study: Study, stage: str, overrides: tuple[str, ...]) -> None:
     """One job that brings all rows together, once every evaluation is done; none where the report is up to date."""
-    evaluations = {number for number, planned in enumerate(study.arrays) if planned.array.stage == "evaluate"}
-    keys = [key for unit in study.units.get("evaluate", []) for key in unit.keys]
+    command, needs = stage_named(stage).command, stage_named(stage).needs
+    evaluations = {number for number, planned in enumerate(study.arrays) if planned.array.stage in needs}
+    keys = [key for need in needs for unit in study.units.get(need, []) for key in unit.keys]
     holders = [study.standing.live[key] for key in keys if key in study.standing.live]
-    if not evaluations and not holders and study.standing.of("collect", REPORT) in (records.DONE, *LIVE):
+    if not evaluations and not holders and study.standing.of(stage, REPORT) in (records.DONE, *LIVE):
         return
     live = tuple(sorted({_to_wait_for(verdict, "the report's rows") for verdict in holders}))
-    call = Call("collect", overrides, makes={"collect": [REPORT]})
-    array = JobArray("collect", study.root, ((call,),), _asked(study, overrides, "collect"), live)
+    call = Call(command, overrides, makes={stage: [REPORT]})
+    array = JobArray(stage, study.root, ((call,),), _asked(study, overrides, command), live)
     study.arrays.append(Planned(array, "", frozenset(evaluations)))
 
 

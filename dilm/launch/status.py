@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dilm.config.stages import position
 from dilm.core.errors import ConfigError
-from dilm.launch.plan import STAGES, Standing, standing_of
+from dilm.launch.plan import Standing, standing_of
 from dilm.scheduler import records, slurm
 from dilm.scheduler.records import DONE, FAILED, QUEUED, RUNNING, Job, Verdict
 
@@ -42,7 +43,7 @@ def lines_of(root: Path) -> list[Line]:
         keys.setdefault(place, {})[row.key] = None
     for place, line in lines.items():
         _count(line, keys[place], standing)
-    return sorted(lines.values(), key=lambda line: (STAGES.index(line.stage), line.task))
+    return sorted(lines.values(), key=lambda line: (position(line.stage), line.task))
 
 
 def _add_job(line: Line, verdict: Verdict, timed: bool) -> None:
@@ -98,8 +99,7 @@ def costs(root: Path) -> list[Cost]:
         total = totals.setdefault(stage, [0.0, 0.0])
         total[0] += seconds * job.gpus / 3600
         total[1] += (seconds - good) * job.gpus / 3600
-    order = [stage for stage in (*STAGES, "") if stage in totals]
-    return [Cost(stage, *totals[stage]) for stage in order]
+    return [Cost(stage, *totals[stage]) for stage in sorted(totals, key=position)]
 
 
 def _is_cut(job: Job) -> bool:

@@ -5,7 +5,6 @@ queued again, 130 interrupted. Torch-free: the commands load what they need.
 """
 
 import errno
-import importlib
 import logging
 import os
 import select
@@ -14,6 +13,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NoReturn
 
 from hydra.errors import HydraException
@@ -239,8 +239,7 @@ def _run_call(call: Call, composer: Composer, recorder: Recorder, failures: list
     try:
         config = composer.config(call.overrides)
         recorder.max_requeues = config.launcher.max_requeues
-        # By its name: commands stand above what submits them.
-        importlib.import_module(f"dilm.{call.command}").run(config)
+        resolve_name(f"dilm.{call.command}:run")(config)  # by name: commands stand above what submits them
     except Exception as error:
         # What waits for this rank in a collective call must not wait for ever.
         if isinstance(error, Stopped) or os.environ.get("WORLD_SIZE", "1") != "1":

@@ -8,6 +8,7 @@ import pytest
 
 from dilm.artifacts import fingerprint
 from dilm.config.schema import METHODS, Config, GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
+from dilm.config.stages import maker_of
 from dilm.core.errors import ConfigError, MissingArtifactError
 from dilm.core.hashing import content_key
 from dilm.evaluation.cells import cell_science, evaluation_cells
@@ -206,7 +207,7 @@ def test_a_stages_version_is_in_the_keys(
     monkeypatch: pytest.MonkeyPatch, stage: str, expected: tuple[str, ...]
 ) -> None:
     before = keys(tiny_config())
-    monkeypatch.setitem(fingerprint.STAGE_VERSION, stage, 99)
+    monkeypatch.setitem(maker_of(stage).versions, stage, 99)
     assert changed_stages(before, keys(tiny_config())) == expected
 
 
