@@ -57,7 +57,7 @@ def test_every_method_ends_in_a_table(
     rows = read_rows(trained)
     assert len(rows) == (len(METHODS) - 1) * 2 * 2 * 2 + 2 * 2  # data sets, seeds, protocols; one whole training set
     assert {row.status for row in rows} == {"done"}
-    values = {(row.method, row.dataset, row.seed, row.evaluator): row.value for row in rows}
+    values = {(cell.method, cell.dataset, cell.seed, cell.evaluator): row.value for row in rows for cell in [row.cell]}
     for (method, *cell), value in values.items():  # the same texts are worth the same, whoever brought them
         if method == "published":
             assert value == values["random", *cell]
@@ -279,8 +279,8 @@ def test_a_failed_cell_leaves_a_row_and_its_neighbours_go_on(
 def test_a_cell_alone_equals_the_cell_in_the_array(tiny: Compose, tmp_path: Path) -> None:
     generate.run(tiny("method=random"))
     evaluate.run(tiny("method=random"))
-    together = {row.key: row.value for row in read_rows(tmp_path / "runs")}
+    together = {row.cell.key: row.value for row in read_rows(tmp_path / "runs")}
     (alone,) = evaluate.run(tiny("method=random", "evaluate.n_datasets=1", "n_seeds=1", "force=true")).values
     assert alone in together.values()
-    first = next(row for row in read_rows(tmp_path / "runs") if (row.dataset, row.seed) == (0, 0))
+    first = next(row for row in read_rows(tmp_path / "runs") if (row.cell.dataset, row.cell.seed) == (0, 0))
     assert first.value == alone
