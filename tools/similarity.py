@@ -47,7 +47,7 @@ def paired(first: ShardTable, second: ShardTable) -> tuple[ShardTable, ShardTabl
     places = [
         {
             (int(label), int(index)): row
-            for row, (label, index) in enumerate(zip(pool.table.labels, pool.seed, strict=True))
+            for row, (label, index) in enumerate(zip(pool.table.labels, pool.index, strict=True))
         }
         for pool in (first, second)
     ]

@@ -1,8 +1,21 @@
-"""Distilled data sets and candidates on disk: HDF5 shards of schema 1, with an index written last.
+"""Distilled data sets and candidates on disk: HDF5 shards of schema 2, with an index written last.
 
-A shard holds only what the seed determines, so equal seeds give equal bytes. Texts are one UTF-8 blob and offsets,
-since variable-length HDF5 strings don't compress. `index.json` lists every shard's rows and SHA-256; a reader
-raises on a missing, truncated or altered shard, and never fills gaps.
+A shard holds only what the configuration determines, so equal configurations give equal bytes. Texts are one UTF-8
+blob and offsets, since variable-length HDF5 strings don't compress. `index.json` lists every shard's rows and SHA-256;
+a reader raises on a missing, truncated or altered shard, and never fills gaps.
+
+Which text a row is (`index`) and what it was drawn with (`seed`), by who wrote the shard:
+
+| rows | `index` | `seed` |
+| --- | --- | --- |
+| candidates that a generator wrote | number of the text within its data set's (or the pool's) texts of the label | -1 |
+| candidates that a generator ranked | row of the training texts | -1 |
+| a data set that was chosen | that of the candidate | seed of the data set's draw |
+| `method=full` | row of the training texts | `seed=` of the run |
+| `method=published` | -1 | `seed=` of the run |
+
+Schema 1 had the column `seed` alone: `index` for candidates, `seed` for data sets. It is read as such; of its data sets
+`index` is unknown.
 """
 
 import io
@@ -22,13 +35,15 @@ from dilm.core.errors import ConfigError, ShardError
 from dilm.core.io import read_json, sha256_file, write_bytes, write_json
 from dilm.data.text_table import TextTable
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)
 ROWS_PER_SHARD = 100_000
 CHUNK = 1 << 16
 GZIP_LEVEL = 1  # twice as fast as the usual 4, and a tenth larger
 ENCODING_ERRORS = "surrogatepass"  # half a character may stand in a text
 COLUMNS: dict[str, tuple[str, float]] = {  # name: (type, value where unknown)
     "dataset": ("int32", -1),
+    "index": ("int64", -1),
     "seed": ("int64", -1),
     "nll": ("float32", float("nan")),
     "cluster": ("int32", -1),
@@ -41,7 +56,8 @@ class ShardTable:
 
     table: TextTable
     dataset: np.ndarray  # int32; which data set the row belongs to, -1: a shared pool
-    seed: np.ndarray  # int64; the seed that its data set was drawn with
+    index: np.ndarray  # int64; which of the generator's texts, or of the training rows; -1: unknown
+    seed: np.ndarray  # int64; what the row was drawn with; -1: nothing
     nll: np.ndarray  # float32; nats a token under the generator, NaN: unknown
     cluster: np.ndarray  # int32; -1: none
 
@@ -155,9 +171,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path} is missing: the shards beside it are incomplete. Make them again.")
     try:
         index = dict(read_json(path))
-        if (schema := index["schema"]) != SCHEMA:
+        if (schema := index["schema"]) not in READABLE:
             raise ShardError(
-                f"{path}: schema {schema!r}; this version reads schema {SCHEMA}. Use the dilm that wrote it."
+                f"{path}: schema {schema!r}; this version reads the schemas {READABLE[0]} and {READABLE[1]}. "
+                "Use the dilm that wrote it."
             )
         listed = [(str(entry["file"]), str(entry["sha256"]), int(entry["rows"])) for entry in index["shards"]]
         if not listed or sum(rows for _, _, rows in listed) != index["rows"]:
@@ -170,10 +187,10 @@ def read_index(folder: Path) -> dict[str, Any]:
 def read_shards(folder: Path) -> ShardTable:
     """All rows of a folder of shards, each checked against the index. Raises ShardError that names the file."""
     index = read_index(folder)
-    return concatenate([_read_shard(folder / entry["file"], entry) for entry in index["shards"]])
+    return concatenate([_read_shard(folder / entry["file"], entry, index) for entry in index["shards"]])
 
 
-def _read_shard(path: Path, entry: dict[str, Any]) -> ShardTable:
+def _read_shard(path: Path, entry: dict[str, Any], index: dict[str, Any]) -> ShardTable:
     if not path.is_file():
         raise ShardError(f"{path} is missing, though index.json lists it. Make the shards again.")
     if (found := sha256_file(path)) != entry["sha256"]:
@@ -183,27 +200,34 @@ def _read_shard(path: Path, entry: dict[str, Any]) -> ShardTable:
         )
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
-            rows = _read_file(file)
+            rows = _read_file(file, index)
     except (OSError, KeyError, ValueError) as error:
-        raise ShardError(f"{path} can't be read as a shard of schema {SCHEMA} ({error}).") from error
+        raise ShardError(f"{path} can't be read as a shard of schema {index['schema']} ({error}).") from error
     if len(rows) != entry["rows"]:
         raise ShardError(f"{path} has {len(rows)} rows; index.json says {entry['rows']}.")
     return rows
 
 
-def _read_file(file: h5py.File) -> ShardTable:
-    if (schema := file.attrs["schema"]) != SCHEMA:
+def _read_file(file: h5py.File, index: dict[str, Any]) -> ShardTable:
+    if (schema := file.attrs["schema"]) != index["schema"]:
         raise ValueError(f"its schema is {schema}")
     fields = [str(name) for name in file.attrs["fields"]]
-    columns = []
+    texts = []
     for field in fields:
         group = file[f"texts/{field}"]
-        columns.append(_unpacked(group["bytes"][:], group["offsets"][:]))
-    table = TextTable(tuple(fields), list(zip(*columns, strict=True)), file["label"][:])
-    rows = ShardTable(table, *(file[name][:] for name in COLUMNS))
-    if {len(column) for column in (table.labels, *(getattr(rows, name) for name in COLUMNS))} != {len(rows)}:
+        texts.append(_unpacked(group["bytes"][:], group["offsets"][:]))
+    table = TextTable(tuple(fields), list(zip(*texts, strict=True)), file["label"][:])
+    columns = {name: file[name][:] for name in COLUMNS if schema != 1 or name != "index"}
+    if {len(column) for column in (table.labels, *columns.values())} != {len(table)}:
         raise ValueError("its columns are of unequal length")
-    return rows
+    if schema == 1 and _are_candidates(index):
+        columns["index"] = columns.pop("seed")
+    return shard_table(table, **columns)
+
+
+def _are_candidates(index: dict[str, Any]) -> bool:
+    """Whether rows are candidates; without a key they are a part of them, from which an interrupted job goes on."""
+    return not index["key"] or not {"written", "ranked"}.isdisjoint(index["about"])
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dilm.artifacts.fingerprint import content_hash, dataset_artifact, learner_science, version_of
-from dilm.artifacts.rows import Row, cell_key
+from dilm.artifacts.rows import Cell, cell_key
 from dilm.config.schema import Config, plain
 from dilm.config.stages import Output
 from dilm.core.errors import ConfigError
@@ -82,24 +82,24 @@ def _learnt_by(config: Config) -> tuple[str, str]:
     return config.evaluator, config.llm.name if config.evaluator == "icl" else "words"
 
 
-def evaluation_cells(config: Config, data_hash: str, dev_hash: str) -> list[Row]:
-    """Rows without a value, one for each cell that the configuration names, data set by data set."""
+def evaluation_cells(config: Config, data_hash: str, dev_hash: str) -> list[Cell]:
+    """The cells that the configuration names, data set by data set. Raises ConfigError for a number that none has."""
     source = dataset_artifact(config, data_hash)
     science, protocol = cell_science(config, dev_hash), content_key(protocol_science(config, dev_hash))
     full = config.method == "full"
     if full:
         protocol += "/" + content_key({"source": source.key, **science})
     evaluator, model = _learnt_by(config)
-    blank = Row(
+    first = Cell(
         key="", task=config.task.results or config.task.name, method=name_of(config), dpc=0 if full else config.dpc,
-        dataset=0, seed=0, evaluator=evaluator, model=model, metric=config.task.metric, value=None, status="failed",
+        dataset=0, seed=0, evaluator=evaluator, model=model, metric=config.task.metric,
         source_key=source.key, protocol=protocol, data_hash=dev_hash,
         steps=config.evaluate.steps if config.evaluator == "finetune" and not full else 0, pool=config.generate.pool,
         dev_rows=config.evaluate.dev_rows,
     )  # fmt: skip
     n_datasets = n_datasets_of(config)
     cells = [
-        replace(blank, dataset=dataset, seed=seed, key=cell_key(source.key, dataset, science, seed))
+        replace(first, dataset=dataset, seed=seed, key=cell_key(source.key, dataset, science, seed))
         for dataset in range(min(config.evaluate.n_datasets or n_datasets, n_datasets))
         for seed in range(config.n_seeds)
     ]

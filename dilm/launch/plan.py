@@ -119,7 +119,7 @@ def standing_of(root: Path) -> Standing:
     """How everything below a root stands, by its files and one question to Slurm."""
     verdicts = judge(root)
     rows = read_rows(root)
-    done = frozenset(row.key for row in rows if row.status == DONE)
+    done = frozenset(row.cell.key for row in rows if row.status == DONE)
     failed: dict[str, str] = {}
     live: dict[str, Verdict] = {}
     for verdict in verdicts.values():
@@ -131,7 +131,7 @@ def standing_of(root: Path) -> Standing:
                 failed[key] = verdict.reason
             elif kind_of(stage) == CELLS and key not in done:
                 failed[key] = f"{verdict.job.name} ended without it"
-    failed |= {row.key: row.error or "" for row in rows if row.status == FAILED}
+    failed |= {row.cell.key: row.error or "" for row in rows if row.status == FAILED}
     return Standing(root, done, failed, live, verdicts, rows)
 
 

@@ -38,9 +38,9 @@ def lines_of(root: Path) -> list[Line]:
                 last = stage == list(call.makes)[-1]  # a job of two stages counts its time once
                 _add_job(lines.setdefault(place, Line(*place)), verdict, last)
     for row in standing.rows:  # also of jobs whose records are gone
-        place = ("evaluate", row.task)
+        place = ("evaluate", row.cell.task)
         lines.setdefault(place, Line(*place))
-        keys.setdefault(place, {})[row.key] = None
+        keys.setdefault(place, {})[row.cell.key] = None
     for place, line in lines.items():
         _count(line, keys[place], standing)
     return sorted(lines.values(), key=lambda line: (position(line.stage), line.task))

@@ -44,12 +44,12 @@ def chooser(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path)
 
 
 def real_candidates(config: Config, corpus: Corpus) -> ShardTable:
-    """The training rows that a method chooses from; `seed` is the row's number."""
+    """The training rows that a method chooses from; `index` is the row's number."""
     rows = np.arange(len(corpus.train))
     if config.method not in ("random", "full"):
         seed = derive_seed("real candidates", config.task.name, config.seed)
         rows = candidate_rows(corpus.train, config.generate.real_candidates, seed)
-    return shard_table(corpus.train.take(rows), dataset=SHARED, seed=rows)
+    return shard_table(corpus.train.take(rows), dataset=SHARED, index=rows)
 
 
 def taught_texts(config: Config, corpus: Corpus, cache: Path) -> TextTable:
@@ -178,7 +178,7 @@ def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: 
         return rows[candidates.dataset[rows] == dataset]
     if config.method == "random" or (fresh and config.method == "k_centers"):
         return rows
-    numbers = candidates.seed[rows] if writing else np.arange(len(rows))
+    numbers = candidates.index[rows] if writing else np.arange(len(rows))
     size = config.generate.pool_dpc if writing else len(rows)
     generator = np.random.default_rng(derive_seed("half", config.task.name, config.seed, dataset, label))
     half = generator.permutation(size)[: -(-size // 2)]

@@ -6,13 +6,13 @@ evaluators that need it.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dilm.artifacts.fingerprint import dataset_artifact
-from dilm.artifacts.rows import Row, RowLog, RowWriter, claimed_cell
+from dilm.artifacts.rows import Cell, Row, RowLog, RowWriter, claimed_cell
 from dilm.artifacts.shards import read_shards
 from dilm.config.schema import Config
 from dilm.core import signals
@@ -56,7 +56,7 @@ def run(config: Config) -> Outcome:
     work = [(datasets[cell.dataset], names_of(config, cell)) for cell in missing]
     predict = _predictor(config, work, scored, cache)
 
-    def evaluate_one(cell: Row) -> Row:
+    def evaluate_one(cell: Cell) -> Row:
         return _evaluate_cell(config, cell, datasets[cell.dataset], scored, predict)
 
     return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
@@ -76,19 +76,19 @@ def _predictor(config: Config, work: list[Work], dev: TextTable, cache: Path) ->
     return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, work, dev, cache)
 
 
-def names_of(config: Config, cell: Row) -> tuple[str | int, ...]:
+def names_of(config: Config, cell: Cell) -> tuple[str | int, ...]:
     """What seeds a cell's learner."""
     return ("evaluate", config.task.name, config.seed, cell.dataset, cell.seed)
 
 
-def title_of(cell: Row) -> str:
+def title_of(cell: Cell) -> str:
     """What a cell is one of: task, method and size, and what learns from the data sets."""
     size = f" dpc {cell.dpc}" if cell.dpc else ""
     return f"{cell.task} {cell.method}{size}, {cell.model} ({cell.evaluator})"
 
 
 def _evaluate_all(
-    config: Config, cells: list[Row], evaluate_one: Callable[[Row], Row], log: RowLog, found: int
+    config: Config, cells: list[Cell], evaluate_one: Callable[[Cell], Row], log: RowLog, found: int
 ) -> Outcome:
     """Evaluate what no other process does; at the end wait for those, and take over what they leave undone."""
     writer = RowWriter(Path(config.root))
@@ -119,7 +119,7 @@ def _evaluate_all(
 
 
 def _claim_and_evaluate(
-    cell: Row, evaluate_one: Callable[[Row], Row], log: RowLog, writer: RowWriter
+    cell: Cell, evaluate_one: Callable[[Cell], Row], log: RowLog, writer: RowWriter
 ) -> tuple[bool, Row | None]:
     """Whether nothing is left to do for the cell; and its row, written while its claim is held, if this made it."""
     with claimed_cell(writer.root, cell.key) as won:
@@ -132,7 +132,7 @@ def _claim_and_evaluate(
         return True, row
 
 
-def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable, predict: Predict) -> Row:
+def _evaluate_cell(config: Config, cell: Cell, dataset: TextTable, dev: TextTable, predict: Predict) -> Row:
     """One cell's row; its failure is in the row and stops nobody else, but what the user must mend is raised."""
     started = time.monotonic()
     try:
@@ -141,5 +141,5 @@ def _evaluate_cell(config: Config, cell: Row, dataset: TextTable, dev: TextTable
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        return replace(cell, status="failed", error=text, seconds=time.monotonic() - started)
-    return replace(cell, status="done", value=value, metrics=metrics, seconds=time.monotonic() - started)
+        return Row(cell, "failed", error=text, seconds=time.monotonic() - started)
+    return Row(cell, "done", value, metrics, seconds=time.monotonic() - started)

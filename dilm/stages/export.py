@@ -115,12 +115,13 @@ def provenance_of(subject: Inspected) -> dict[str, Any]:
     """Everything that made the data sets: settings, seeds, versions, hashes, counts, and the same of all parents."""
     own, about = _provenance(subject.folder), subject.index["about"]
     numbers, first = np.unique(subject.rows.dataset, return_index=True)
-    seeds = {str(number): int(subject.rows.seed[row]) for number, row in zip(numbers, first, strict=True)}
+    drawn = zip(numbers, subject.rows.seed[first], strict=True)
+    seeds = {str(number): int(seed) for number, seed in drawn if number >= 0 and seed >= 0}
     return {
         "export": subject.key,
         "exported_by": code_and_packages(),
         "config": {name: value for name, value in about["config"].items() if name not in PLACES},
-        "seeds": {"seed": about["config"]["seed"], "data_sets": seeds if numbers[0] >= 0 else {}},
+        "seeds": {"seed": about["config"]["seed"], "data_sets": seeds},
         "counts": {"chosen": len(subject.rows), "candidates": about.get("candidates"), **_written(subject)},
         "shards": {entry["file"]: entry["sha256"] for entry in subject.index["shards"]},
         **own,

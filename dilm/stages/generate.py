@@ -87,7 +87,7 @@ def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
 
 
 def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: World, folder: Path) -> None:
-    """All well-formed texts of every label, with their NLL; `seed` is the text's index, which seeds its tokens."""
+    """All well-formed texts of every label, with their NLL; its label and `index` seed a text's tokens."""
     settings, task = config.generate, config.task
     device = pick_device(config.device, config.threads)
     generator = load_generator(parent, config.generator, task, device)
@@ -123,7 +123,7 @@ def _write_part(config: Config, writer: Sampler, dataset: int, label: int, indic
     good = [row for row, text in enumerate(written.texts) if text is not None]
     texts = [text for text in written.texts if text is not None]
     rows = table(task.fields, texts, [label] * len(good))
-    part = shard_table(rows, dataset=dataset, seed=np.asarray(indices)[good], nll=written.nll[good])
+    part = shard_table(rows, dataset=dataset, index=np.asarray(indices)[good], nll=written.nll[good])
     with new_folder(folder) as temporary:
         write_shards(temporary, part, _attributes(config, "", 0), {})
 

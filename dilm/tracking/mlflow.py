@@ -204,7 +204,7 @@ def _warn(line: str) -> None:
 PAGE = 1_000  # runs that MLflow gives at once
 LARGEST_FILE = 10_000_000  # bytes; weights are not brought in
 WHOLE = ("dataset", "audit")  # stages whose files all are brought in, besides what tells how others were made
-PARTS = ("method", "dpc", "dataset", "seed", "evaluator", "model", "source_key", "protocol", "pool")  # of a row
+PARTS = ("method", "dpc", "dataset", "seed", "evaluator", "model", "source_key", "protocol", "pool")  # of a cell
 FILES = "dilm.files"  # tag of a run that has its files
 RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # MLflow's own number has the user wait for minutes
 
@@ -358,17 +358,17 @@ def _cells(root: Path) -> Iterator[Wanted]:
 
 
 def _cell_of(row: Row) -> Wanted:
-    end = _timestamp(row.time)
+    cell, end = row.cell, _timestamp(row.time)
     values = row.metrics | ({} if row.value is None else {"value": row.value})
     return Wanted(
-        key=row.key,
-        parent=row.source_key,
-        name=f"{row.task}/{row.method}-dpc{row.dpc}/{row.model}-{row.evaluator}/{row.dataset}-{row.seed}",
+        key=cell.key,
+        parent=cell.source_key,
+        name=f"{cell.task}/{cell.method}-dpc{cell.dpc}/{cell.model}-{cell.evaluator}/{cell.dataset}-{cell.seed}",
         stage="evaluate",
-        task=row.task,
+        task=cell.task,
         start=end - int(1000 * row.seconds),
         end=end,
-        params={part: getattr(row, part) for part in PARTS},
+        params={part: getattr(cell, part) for part in PARTS},
         points=[Point(name, value, end, 0) for name, value in values.items()],
     )
 

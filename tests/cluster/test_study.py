@@ -39,7 +39,7 @@ def spoil(folder: Path, datasets: range) -> None:
             for number, text in zip(shards.dataset, shards.table.texts, strict=True)]  # fmt: skip
     rows = shard_table(
         table(shards.table.fields, bare, shards.table.labels),
-        **{name: getattr(shards, name) for name in ("dataset", "seed", "nll", "cluster")},
+        **{name: getattr(shards, name) for name in ("dataset", "index", "seed", "nll", "cluster")},
     )
     attributes = {"key": folder.name[-12:], "task": "tiny", "method": "random", "dpc": 4, "labels": ["a", "b"]}
     for file in folder.glob("*.h5"):

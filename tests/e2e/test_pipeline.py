@@ -1,6 +1,7 @@
 """The whole path with models built in code: pre-train, match, generate, evaluate, collect."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from dilm import evaluate as evaluate_command
 from dilm import generate as generate_command
 from dilm import train as train_command
+from dilm.artifacts.fingerprint import candidates_artifact, generator_artifact
 from dilm.artifacts.rows import read_rows
 from dilm.artifacts.shards import ShardTable, read_index, read_shards
 from dilm.config.schema import METHODS, Config
@@ -23,6 +25,7 @@ from dilm.evaluation.text_metrics import NONE, copies
 from dilm.stages import collect, evaluate, generate, train
 
 Compose = Callable[..., Config]
+SCHEMA_1 = Path(__file__).parents[1] / "data" / "schema-1"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_every_method_ends_in_a_table(
     rows = read_rows(trained)
     assert len(rows) == (len(METHODS) - 1) * 2 * 2 * 2 + 2 * 2  # data sets, seeds, protocols; one whole training set
     assert {row.status for row in rows} == {"done"}
-    values = {(row.method, row.dataset, row.seed, row.evaluator): row.value for row in rows}
+    values = {(cell.method, cell.dataset, cell.seed, cell.evaluator): row.value for row in rows for cell in [row.cell]}
     for (method, *cell), value in values.items():  # the same texts are worth the same, whoever brought them
         if method == "published":
             assert value == values["random", *cell]
@@ -128,11 +131,37 @@ def test_datasets_are_balanced_distinct_and_from_the_candidates(at: Compose, tra
             mine = rows.take(np.flatnonzero(rows.dataset == dataset))
             assert np.bincount(mine.table.labels).tolist() == [4, 4]
             assert len(set(mine.table.texts)) == 8
-            assert len(set(mine.seed)) == 1
+            assert len(set(mine.seed)) == 1 and mine.seed[0] >= 0 and len(set(mine.index)) > 1
     candidates = read_shards(next(trained.glob("tiny/candidates-lm-*")))
     chosen = read_shards(next(trained.glob("tiny/lm-dpc4-*")))
     assert set(chosen.table.texts) <= set(candidates.table.texts)
     assert np.isfinite(chosen.nll).all()
+
+
+def test_every_row_tells_which_text_it_is(at: Compose, trained: Path, tiny_cache: Path) -> None:
+    corpus = load_corpus(at().task, at().data, tiny_cache)
+    for method in ("random", "rank", "full"):
+        rows = read_shards(generate.run(at(f"method={method}")).folder)
+        assert rows.table.texts == corpus.train.take(rows.index).texts
+    candidates = read_shards(next(trained.glob("tiny/candidates-rank-*")))
+    assert candidates.table.texts == corpus.train.take(candidates.index).texts and (candidates.seed == -1).all()
+    generate.run(at("method=lm"))
+    written, chosen = (read_shards(next(trained.glob(f"tiny/{name}-*"))) for name in ("candidates-lm", "lm-dpc4"))
+    numbered = dict(zip(zip(written.table.labels, written.index, strict=True), written.table.texts, strict=True))
+    assert len(numbered) == len(written) and (written.seed == -1).all() and written.index.max() < 100
+    numbers = zip(chosen.table.labels, chosen.index, strict=True)
+    assert chosen.table.texts == [numbered[number] for number in numbers]
+
+
+def test_candidates_of_schema_1_are_chosen_from_as_before(tiny: Compose, tiny_cache: Path) -> None:
+    config = tiny("method=lm", "dpc=2", "generate.pool_dpc=12")
+    data_hash = load_corpus(config.task, config.data, tiny_cache).content_hash
+    generator_artifact(config, data_hash).folder.mkdir(parents=True)
+    shutil.copytree(SCHEMA_1 / "candidates-lm-696e4edf88fd", candidates_artifact(config, data_hash).folder)
+    chosen, before = (read_shards(f) for f in (generate.run(config).folder, SCHEMA_1 / "lm-dpc2-b1e17bfd1b6e"))
+    assert chosen.table.texts == before.table.texts
+    for name in ("dataset", "seed", "nll", "cluster"):
+        assert getattr(chosen, name).tolist() == getattr(before, name).tolist()
 
 
 def test_same_seed_same_bytes_and_another_seed_others(
@@ -250,8 +279,8 @@ def test_a_failed_cell_leaves_a_row_and_its_neighbours_go_on(
 def test_a_cell_alone_equals_the_cell_in_the_array(tiny: Compose, tmp_path: Path) -> None:
     generate.run(tiny("method=random"))
     evaluate.run(tiny("method=random"))
-    together = {row.key: row.value for row in read_rows(tmp_path / "runs")}
+    together = {row.cell.key: row.value for row in read_rows(tmp_path / "runs")}
     (alone,) = evaluate.run(tiny("method=random", "evaluate.n_datasets=1", "n_seeds=1", "force=true")).values
     assert alone in together.values()
-    first = next(row for row in read_rows(tmp_path / "runs") if (row.dataset, row.seed) == (0, 0))
+    first = next(row for row in read_rows(tmp_path / "runs") if (row.cell.dataset, row.cell.seed) == (0, 0))
     assert first.value == alone

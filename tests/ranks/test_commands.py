@@ -49,7 +49,7 @@ def test_two_ranks_write_the_same_shards_and_share_the_cells(trained: Path, tiny
         one, two = (next(root.glob(f"tiny/{name}-*")) for root in folders)
         assert read_shards(one).table.texts == read_shards(two).table.texts
         assert (one / "index.json").exists()
-    values = [{row.key: row.value for row in read_rows(root)} for root in folders]
+    values = [{row.cell.key: row.value for row in read_rows(root)} for root in folders]
     assert values[0] == values[1]
 
 

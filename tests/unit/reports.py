@@ -1,16 +1,16 @@
 """Rows and tables that the tests of reports share."""
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from outcomes import changed, make_row
 
-from dilm.artifacts.rows import Row, rows_folder
+from dilm.artifacts.rows import NAMES, Row, rows_folder
 from dilm.report.summary import Table, make_tables
 
-ROW = Row(
+ROW = make_row(
     key="", task="toy", method="dilm", dpc=5, dataset=0, seed=0, evaluator="frozen", model="tiny", metric="accuracy",
     value=0.0, status="done", source_key="", protocol="p0", data_hash="d0", pool="fresh",
 )  # fmt: skip
@@ -20,7 +20,7 @@ def cells(method: str, values: list[list[float]], dpc: int = 5, source: str = ""
     """Rows of a method: values[data set][seed]."""
     source = source or f"{method}{dpc}"
     return [
-        replace(
+        changed(
             ROW,
             method=method,
             dpc=dpc,
@@ -39,12 +39,12 @@ def cells(method: str, values: list[list[float]], dpc: int = 5, source: str = ""
 
 def put(root: Path, rows: list[Row]) -> None:
     rows_folder(root).mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(row)) + "\n" for row in rows]
+    lines = [json.dumps(row.flat()) + "\n" for row in rows]
     (rows_folder(root) / "rows-job.jsonl").write_text("".join(lines))
 
 
 def frame(rows: list[Row]) -> pd.DataFrame:
-    return pd.DataFrame([asdict(row) for row in rows], columns=list(Row.__dataclass_fields__))
+    return pd.DataFrame([row.flat() for row in rows], columns=list(NAMES))
 
 
 def one_table(rows: list[Row]) -> Table:

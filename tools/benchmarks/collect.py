@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.timing import Call, Contest, Done, seconds
-from dilm.artifacts.rows import Row, rows_folder
+from dilm.artifacts.rows import Cell, Row, rows_folder
 from dilm.stages.collect import run
 
 ROWS = 100_000
@@ -50,12 +49,12 @@ def write_rows(root: Path, size: int) -> None:
     axes = product(range(TASKS), range(LEARNERS), METHODS, SIZES, range(DATASETS), range(SEEDS))
     for number, (task, learner, method, dpc, dataset, seed) in enumerate(islice(axes, size)):
         value = 60 + dpc / 2 + METHODS.index(method) + random.normal()
-        row = Row(
+        cell = Cell(
             key=f"{number:012x}", task=f"task{task}", method=method, dpc=dpc, dataset=dataset, seed=seed,
-            evaluator="finetune", model=f"learner{learner}", metric="accuracy", value=value, status="done",
-            source_key=f"{task}-{method}-{dpc}", protocol="p", data_hash=f"d{task}", metrics={"accuracy": value},
-            pool="fresh", time="2025-01-01T00:00:00Z",
+            evaluator="finetune", model=f"learner{learner}", metric="accuracy",
+            source_key=f"{task}-{method}-{dpc}", protocol="p", data_hash=f"d{task}", pool="fresh",
         )  # fmt: skip
-        streams[number % FILES].write(json.dumps(asdict(row)) + "\n")
+        row = Row(cell, "done", value, {"accuracy": value}, time="2025-01-01T00:00:00Z")
+        streams[number % FILES].write(json.dumps(row.flat()) + "\n")
     for stream in streams:
         stream.close()

@@ -37,7 +37,7 @@ def synthetic(n: int) -> ShardTable:
     texts, labels = tiny_rows("train", min(n, 5_000))
     rows: list[tuple[str, ...]] = [(f"{texts[row % len(texts)]} {row}",) for row in range(n)]
     random = np.random.default_rng(0)
-    columns = {"dataset": np.arange(n) % 20, "seed": np.arange(n), "nll": random.random(n)}
+    columns = {"dataset": np.arange(n) % 20, "index": np.arange(n), "nll": random.random(n)}
     return shard_table(table(("sentence",), rows, [labels[row % len(texts)] for row in range(n)]), **columns)
 
 
@@ -69,7 +69,7 @@ def _read(rows: ShardTable, folder: Path) -> Call:
 
 def _write_lines(rows: ShardTable, path: Path) -> Call:
     size = _megabytes(rows)
-    columns = [rows.table.labels, rows.dataset, rows.seed, rows.nll, rows.cluster]
+    columns = [rows.table.labels, rows.dataset, rows.index, rows.seed, rows.nll, rows.cluster]
 
     def call() -> Done:
         with open(path, "w") as stream:

@@ -7,16 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import changed, make_row
 
 from dilm.artifacts import rows as rows_module
 from dilm.artifacts.rows import (
+    NAMES,
     Row,
     RowLog,
     RowWriter,
@@ -25,17 +26,20 @@ from dilm.artifacts.rows import (
     claimed_cell,
     cut_torn_tail,
     read_table,
+    row_of,
     rows_folder,
 )
 from dilm.core.errors import DiskFullError
 from dilm.scheduler.job import job_id
 
-ROW = Row(
+ROW = make_row(
     key="k0", task="toy", method="dilm", dpc=2, dataset=0, seed=0, evaluator="frozen", model="tiny", metric="accuracy",
     value=81.5, status="done", source_key="s0", protocol="p0", data_hash="d0", metrics={"accuracy": 81.5}, steps=20,
     seconds=1.5, pool="shared",
 )  # fmt: skip
-FAILED = replace(ROW, value=None, metrics={}, status="failed", error="ValueError: é\n😀")
+LINE = """key task method dpc dataset seed evaluator model metric value status source_key protocol data_hash metrics
+    steps seconds error dev_rows pool schema host job_id time""".split()  # names as they have always stood in a line
+FAILED = changed(ROW, value=None, metrics={}, status="failed", error="ValueError: é\n😀")
 
 
 def put(root: Path, job: str, *rows: Row) -> Path:
@@ -43,20 +47,20 @@ def put(root: Path, job: str, *rows: Row) -> Path:
     path = rows_folder(root) / f"rows-{job}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as stream:
-        stream.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+        stream.writelines(json.dumps(row.flat()) + "\n" for row in rows)
     return path
 
 
 def read_rows(root: Path) -> list[Row]:
     """The rows, which `read_table` has too."""
     rows = rows_module.read_rows(root)
-    columns = [{name: value for name, value in asdict(row).items() if name != "metrics"} for row in rows]
+    columns = [{name: value for name, value in row.flat().items() if name != "metrics"} for row in rows]
     assert read_table(root).to_pylist() == columns
     return rows
 
 
 def unstamped(rows: list[Row]) -> list[Row]:
-    return [replace(row, host="", job_id="", time="") for row in rows]
+    return [changed(row, host="", job_id="", time="") for row in rows]
 
 
 # Writing and reading
@@ -64,7 +68,7 @@ def unstamped(rows: list[Row]) -> list[Row]:
 
 def test_rows_come_back_ordered_by_key(tmp_path: Path) -> None:
     writer = RowWriter(tmp_path)
-    rows = [replace(ROW, key="k2"), replace(FAILED, key="k1"), ROW]
+    rows = [changed(ROW, key="k2"), changed(FAILED, key="k1"), ROW]
     for row in rows:
         writer.write(row)
     assert unstamped(read_rows(tmp_path)) == rows[::-1]
@@ -83,8 +87,18 @@ def test_a_row_is_one_line_of_json_with_every_key(tmp_path: Path) -> None:
     assert writer.path == tmp_path / "rows" / f"rows-{job_id()}.jsonl"
     content = writer.path.read_text(encoding="utf-8")
     assert content.count("\n") == 1
-    assert json.loads(content).keys() == asdict(ROW).keys()
+    assert list(json.loads(content)) == list(FAILED.flat()) == LINE
     assert json.loads(content)["schema"] == 1
+
+
+def test_a_row_is_a_cell_and_its_outcome() -> None:
+    assert sorted([*NAMES, "cell"]) == sorted([*vars(ROW.cell), *vars(ROW)])
+    assert (ROW.cell.key, ROW.cell.steps, ROW.cell.pool, ROW.value, ROW.seconds) == ("k0", 20, "shared", 81.5, 1.5)
+    assert row_of(ROW.flat()) == ROW
+    without = {name: value for name, value in ROW.flat().items() if name not in ("pool", "error", "metrics")}
+    assert row_of({**without, "later": 1}) == changed(ROW, pool="", error=None, metrics={})
+    with pytest.raises(TypeError, match="protocol"):
+        row_of({name: value for name, value in without.items() if name != "protocol"})
 
 
 def test_every_row_is_flushed_to_disk_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +130,7 @@ def test_any_row_comes_back(
     root = tmp_path_factory.mktemp("rows")
     writer = RowWriter(root)
     rows = [
-        replace(ROW, key=f"k{number}", error=text, value=value, metrics=metrics)
+        changed(ROW, key=f"k{number}", error=text, value=value, metrics=metrics)
         for number, (text, value, metrics) in enumerate(parts)
     ]
     for row in rows:
@@ -148,8 +162,8 @@ def test_a_torn_tail_is_no_row_and_is_cut_when_the_job_opens_its_file_again(tmp_
     assert RowLog(tmp_path).begin() == {"k0"}
     writer = RowWriter(tmp_path)
     assert path.read_bytes() == whole
-    writer.write(replace(ROW, key="k1"))
-    assert [row.key for row in read_rows(tmp_path)] == ["k0", "k1"]
+    writer.write(changed(ROW, key="k1"))
+    assert [row.cell.key for row in read_rows(tmp_path)] == ["k0", "k1"]
 
 
 @pytest.mark.parametrize(
@@ -181,21 +195,21 @@ def test_the_newest_done_row_of_a_cell_counts(
     tmp_path: Path, rows: list[tuple[str, str, float | None, str]], counts: float
 ) -> None:
     for job, status, value, second in rows:
-        put(tmp_path, job, replace(ROW, status=status, value=value, time=f"2030-01-01T00:00:{second}Z"))
+        put(tmp_path, job, changed(ROW, status=status, value=value, time=f"2030-01-01T00:00:{second}Z"))
     (row,) = read_rows(tmp_path)
     assert (row.status, row.value) == ("done", counts)
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a"), ("a", "a")])
 def test_the_newest_failed_row_counts_where_none_is_done(tmp_path: Path, first: str, second: str) -> None:
-    put(tmp_path, first, replace(FAILED, error="old", time="2030-01-01T00:00:01Z"))
-    put(tmp_path, second, replace(FAILED, error="new", time="2030-01-01T00:00:02Z"))
+    put(tmp_path, first, changed(FAILED, error="old", time="2030-01-01T00:00:01Z"))
+    put(tmp_path, second, changed(FAILED, error="new", time="2030-01-01T00:00:02Z"))
     assert [row.error for row in read_rows(tmp_path)] == ["new"]
 
 
 def test_done_cells_are_those_with_a_done_row(tmp_path: Path) -> None:
-    put(tmp_path, "a", ROW, replace(FAILED, key="k1"))
-    put(tmp_path, "b", replace(ROW, key="k2"))
+    put(tmp_path, "a", ROW, changed(FAILED, key="k1"))
+    put(tmp_path, "b", changed(ROW, key="k2"))
     done = RowLog(tmp_path)
     assert done.begin() == {"k0", "k2"}
 
@@ -203,7 +217,7 @@ def test_done_cells_are_those_with_a_done_row(tmp_path: Path) -> None:
 def test_a_row_that_is_half_written_is_seen_when_it_is_whole(tmp_path: Path) -> None:
     path = put(tmp_path, "a", ROW)
     done = RowLog(tmp_path)
-    line = json.dumps(asdict(replace(ROW, key="k1"))) + "\n"
+    line = json.dumps(changed(ROW, key="k1").flat()) + "\n"
     for part in (line[:50], line[50:]):
         assert "k1" not in done.begin()
         with open(path, "a") as stream:
@@ -221,11 +235,11 @@ def test_a_failed_cell_that_is_done_later_is_done(tmp_path: Path) -> None:
 
 def test_a_cell_is_settled_once_another_process_has_tried_it(tmp_path: Path) -> None:
     """Also where it failed there: else every process of a job would fail at it in its turn."""
-    put(tmp_path, "a", ROW, replace(FAILED, key="k1"))
+    put(tmp_path, "a", ROW, changed(FAILED, key="k1"))
     log = RowLog(tmp_path)
     log.begin()
     assert [log.settled(key) for key in ("k0", "k1", "k2")] == [True, False, False]
-    put(tmp_path, "b", replace(FAILED, key="k1"), replace(ROW, key="k2"))
+    put(tmp_path, "b", changed(FAILED, key="k1"), changed(ROW, key="k2"))
     assert log.settled("k1") and log.settled("k2")
 
 
@@ -233,7 +247,7 @@ def test_a_forced_evaluation_settles_what_it_did_itself(tmp_path: Path, monkeypa
     """Before it was queued again, on whatever rank."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    put(tmp_path, "a", ROW, replace(ROW, key="k1", job_id="slurm-7-rank1"), replace(ROW, key="k2", job_id="slurm-7"))
+    put(tmp_path, "a", ROW, changed(ROW, key="k1", job_id="slurm-7-rank1"), changed(ROW, key="k2", job_id="slurm-7"))
     log = RowLog(tmp_path)
     assert log.begin() == {"k0", "k1", "k2"} and log.begin(force=True) == {"k1", "k2"}
     monkeypatch.delenv("SLURM_RESTART_COUNT")
@@ -247,17 +261,17 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from dilm.artifacts.rows import Row, RowWriter
+from dilm.artifacts.rows import Cell, Row, RowWriter
 
 root, name = Path(sys.argv[1]), sys.argv[2]
-row = Row(
+cell = Cell(
     key="", task="toy", method="lm", dpc=1, dataset=0, seed=0, evaluator="frozen", model="m", metric="accuracy",
-    value=1.0, status="done", source_key="s", protocol="p", data_hash="d", error="x" * 2000,
+    source_key="s", protocol="p", data_hash="d",
 )
 writer = RowWriter(root)
 print(writer.path.name, flush=True)
 for line in sys.stdin:
-    writer.write(replace(row, key=f"{name}{int(line)}"))
+    writer.write(Row(replace(cell, key=f"{name}{int(line)}"), "done", 1.0, error="x" * 2000))
     print(line.strip(), flush=True)
 """
 
@@ -306,7 +320,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, writers: list[Wri
         order(writer, *range(50))
     for writer in writers:
         writer.communicate(timeout=60)
-    keys = {row.key for row in read_rows(tmp_path)}
+    keys = {row.cell.key for row in read_rows(tmp_path)}
     assert keys == {f"{name}{number}" for name in "abcd" for number in range(50)}
 
 
@@ -318,7 +332,7 @@ def test_a_killed_writer_loses_no_row_that_it_had_told(tmp_path: Path, writers: 
     for writer, name in zip(writers, "abcd", strict=True):
         told[name] = [line_of(writer) for _ in range(20)]
         os.kill(writer.pid, signal.SIGKILL)
-    keys = {row.key for row in read_rows(tmp_path)}
+    keys = {row.cell.key for row in read_rows(tmp_path)}
     assert keys >= {f"{name}{number}" for name, numbers in told.items() for number in numbers}
     assert len(keys) < 4000, "no writer was killed in the middle"
 
@@ -358,20 +372,20 @@ def test_a_full_disk_leaves_the_rows_as_they_were(tiny_disk: Path, length: int) 
     with pytest.raises(DiskFullError, match=r"rows-.*\.jsonl: no space is left"):
         for number in range(10_000):
             before = writer.path.read_bytes() if writer.path.exists() else b""
-            writer.write(replace(ROW, key=f"k{number:05}", error="x" * length))
+            writer.write(changed(ROW, key=f"k{number:05}", error="x" * length))
             keys.append(f"k{number:05}")
     assert keys
     assert writer.path.read_bytes() == before
-    assert [row.key for row in read_rows(tiny_disk)] == keys
+    assert [row.cell.key for row in read_rows(tiny_disk)] == keys
 
 
 def test_rows_go_on_when_there_is_space_again(tiny_disk: Path) -> None:
     writer = RowWriter(tiny_disk)
     writer.write(ROW)
     with pytest.raises(DiskFullError):
-        writer.write(replace(ROW, key="k1", error="x" * 70_000))
-    writer.write(replace(ROW, key="k2"))
-    assert [row.key for row in read_rows(tiny_disk)] == ["k0", "k2"]
+        writer.write(changed(ROW, key="k1", error="x" * 70_000))
+    writer.write(changed(ROW, key="k2"))
+    assert [row.cell.key for row in read_rows(tiny_disk)] == ["k0", "k2"]
 
 
 def test_a_failed_flush_takes_the_row_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,5 +398,5 @@ def test_a_failed_flush_takes_the_row_back(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(rows_module.os, "fsync", full)
     with pytest.raises(DiskFullError, match="no space is left"):
-        writer.write(replace(ROW, key="k1"))
+        writer.write(changed(ROW, key="k1"))
     assert writer.path.read_bytes() == before

@@ -1,6 +1,7 @@
 """Shards: what is written comes back, equal rows give equal bytes, and no damage goes unnoticed."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from dilm.artifacts.shards import (
     write_shards,
 )
 from dilm.core.errors import DiskFullError, ShardError
+from dilm.core.hashing import derive_seed
 from dilm.core.io import read_json, sha256_file
 from dilm.data.text_table import table
 
@@ -47,6 +49,7 @@ def tables(draw: st.DrawFn) -> ShardTable:
     return shard_table(
         table([f"field{number}" for number in range(n_fields)], texts, column(int64)),
         dataset=column(int32),
+        index=column(int64),
         seed=column(int64),
         nll=column(st.floats(width=32)),
         cluster=column(int32),
@@ -66,7 +69,8 @@ def assert_equal(found: ShardTable, expected: ShardTable) -> None:
 def some_rows(n: int = 5) -> ShardTable:
     texts = [(f"text {row} 😀\n", f"{row * 7}") for row in range(n)]
     rows = table(["premise", "hypothesis"], texts, [row % 2 for row in range(n)])
-    return shard_table(rows, dataset=np.arange(n) // 2, seed=np.arange(n) * 10**12, nll=np.arange(n) / 3, cluster=1)
+    columns = {"dataset": np.arange(n) // 2, "index": np.arange(n)[::-1], "seed": np.arange(n) * 10**12}
+    return shard_table(rows, **columns, nll=np.arange(n) / 3, cluster=1)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def test_lone_surrogates_come_back(tmp_path: Path) -> None:
 
 def test_columns_that_are_not_given_are_unknown() -> None:
     rows = shard_table(table(["text"], [("a",), ("b",)], [0, 1]), nll=0.5)
-    assert rows.dataset.tolist() == rows.seed.tolist() == rows.cluster.tolist() == [-1, -1]
+    assert rows.dataset.tolist() == rows.index.tolist() == rows.seed.tolist() == rows.cluster.tolist() == [-1, -1]
     assert rows.nll.tolist() == [0.5, 0.5]
     assert np.isnan(shard_table(rows.table).nll).all()
 
@@ -140,7 +144,7 @@ def test_the_index_tells_what_there_is(tmp_path: Path) -> None:
     write_shards(tmp_path, some_rows(5), ATTRIBUTES, ABOUT, per_shard=3)
     index = read_index(tmp_path)
     shards_of = index.pop("shards")
-    assert index == {"schema": 1, **ATTRIBUTES, "fields": ["premise", "hypothesis"], "rows": 5, "about": ABOUT}
+    assert index == {"schema": 2, **ATTRIBUTES, "fields": ["premise", "hypothesis"], "rows": 5, "about": ABOUT}
     assert shards_of == [
         {"file": f"shard-0000{number}-of-00002.h5", "rows": rows, "sha256": sha256_file(path)}
         for number, (rows, path) in enumerate(zip((3, 2), sorted(tmp_path.glob("*.h5")), strict=True))
@@ -181,6 +185,7 @@ LAYOUT = {
     "texts/hypothesis/offsets": "int64",
     "label": "int64",
     "dataset": "int32",
+    "index": "int64",
     "seed": "int64",
     "nll": "float32",
     "cluster": "int32",
@@ -225,6 +230,45 @@ def test_a_table_larger_than_a_chunk_comes_back(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(shards, "CHUNK", 4)
     write_shards(tmp_path, some_rows(11), ATTRIBUTES, {})
     assert_equal(read_shards(tmp_path), some_rows(11))
+
+
+# Schema 1
+
+SCHEMA_1 = Path(__file__).parents[2] / "data" / "schema-1"  # made by the code that wrote it, with experiment=tiny
+CANDIDATES_1, CHOSEN_1 = SCHEMA_1 / "candidates-lm-696e4edf88fd", SCHEMA_1 / "lm-dpc2-b1e17bfd1b6e"
+
+
+def seeds_1(folder: Path) -> np.ndarray:
+    with h5py.File(next(folder.glob("*.h5"))) as file:
+        assert "index" not in file and file.attrs["schema"] == 1
+        return np.asarray(file["seed"][:])
+
+
+def test_candidates_of_schema_1_have_their_numbers() -> None:
+    rows = read_shards(CANDIDATES_1)
+    assert rows.index.tolist() == seeds_1(CANDIDATES_1).tolist() == [*range(12)] * 2
+    assert rows.table.labels.tolist() == [0] * 12 + [1] * 12
+    assert (rows.dataset == -1).all() and (rows.seed == -1).all() and np.isfinite(rows.nll).all()
+
+
+def test_data_sets_of_schema_1_have_their_seeds() -> None:
+    rows, candidates = read_shards(CHOSEN_1), read_shards(CANDIDATES_1)
+    expected = [derive_seed("dataset", "tiny", 0, number) for number in (0, 1)]
+    assert rows.seed.tolist() == seeds_1(CHOSEN_1).tolist() == [seed for seed in expected for _ in range(4)]
+    assert (rows.index == -1).all() and rows.dataset.tolist() == [0] * 4 + [1] * 4
+    assert set(rows.table.texts) <= set(candidates.table.texts)
+
+
+@pytest.mark.parametrize("about", [{"written": 24}, {"ranked": 24}, {}])
+def test_what_schema_1_says_of_rows_is_told_from_who_wrote_them(tmp_path: Path, about: dict[str, int]) -> None:
+    """An interrupted job keeps candidates without a key, of which nothing else is said."""
+    folder = shutil.copytree(CANDIDATES_1, tmp_path / "copied")
+    index = read_json(folder / "index.json") | {"about": about}
+    for key in ("", "0123456789ab"):
+        (folder / "index.json").write_text(json.dumps({**index, "key": key}))
+        rows = read_shards(folder)
+        numbers, other = (rows.index, rows.seed) if about or not key else (rows.seed, rows.index)
+        assert numbers.tolist() == [*range(12)] * 2 and (other == -1).all()
 
 
 # Damage
@@ -286,7 +330,7 @@ def put_in_index(folder: Path, path: Path, **entry: Any) -> None:
 def test_a_file_that_is_no_shard_is_named(written: Path) -> None:
     (written / SECOND).write_bytes(b"no HDF5")
     put_in_index(written, written / SECOND)
-    refuses(written, rf"{SECOND} can't be read as a shard of schema 1")
+    refuses(written, rf"{SECOND} can't be read as a shard of schema 2")
 
 
 def change(path: Path, alter: Callable[[h5py.File], None]) -> None:
@@ -298,19 +342,20 @@ def change(path: Path, alter: Callable[[h5py.File], None]) -> None:
 def test_a_shard_without_a_column_is_named(written: Path, name: str) -> None:
     change(written / SECOND, lambda file: file.pop(name))
     put_in_index(written, written / SECOND)
-    refuses(written, rf"{SECOND} can't be read as a shard of schema 1")
+    refuses(written, rf"{SECOND} can't be read as a shard of schema 2")
 
 
-def test_a_shard_of_another_schema_is_named(written: Path) -> None:
-    change(written / SECOND, lambda file: file.attrs.modify("schema", 2))
+@pytest.mark.parametrize("schema", [1, 3])
+def test_a_shard_of_another_schema_than_its_index_is_named(written: Path, schema: int) -> None:
+    change(written / SECOND, lambda file: file.attrs.modify("schema", schema))
     put_in_index(written, written / SECOND)
-    refuses(written, rf"{SECOND} can't be read as a shard of schema 1 \(its schema is 2\)")
+    refuses(written, rf"{SECOND} can't be read as a shard of schema 2 \(its schema is {schema}\)")
 
 
 def test_columns_of_unequal_length_are_noticed(written: Path) -> None:
     change(written / SECOND, lambda file: file["seed"].resize((9,)))
     put_in_index(written, written / SECOND)
-    refuses(written, rf"{SECOND} can't be read as a shard of schema 1")
+    refuses(written, rf"{SECOND} can't be read as a shard of schema 2")
 
 
 def test_bytes_that_are_no_utf8_are_noticed(written: Path) -> None:
@@ -319,7 +364,7 @@ def test_bytes_that_are_no_utf8_are_noticed(written: Path) -> None:
 
     change(written / SECOND, alter)
     put_in_index(written, written / SECOND)
-    refuses(written, rf"{SECOND} can't be read as a shard of schema 1")
+    refuses(written, rf"{SECOND} can't be read as a shard of schema 2")
 
 
 def test_another_number_of_rows_is_noticed(written: Path) -> None:
@@ -332,26 +377,27 @@ def test_a_missing_index_is_named(written: Path) -> None:
     refuses(written, r"index\.json is missing")
 
 
-def test_an_index_of_another_schema_is_named(written: Path) -> None:
+@pytest.mark.parametrize("schema", [0, 3, "2", None])
+def test_an_index_of_an_unknown_schema_is_named(written: Path, schema: object) -> None:
     index = read_json(written / "index.json")
-    (written / "index.json").write_text(json.dumps({**index, "schema": 2}))
-    refuses(written, r"index\.json: schema 2; this version reads schema 1")
+    (written / "index.json").write_text(json.dumps({**index, "schema": schema}))
+    refuses(written, rf"index\.json: schema {schema!r}; this version reads the schemas 1 and 2")
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b'{"schema": 1, "shards": [{"fi',
+        b'{"schema": 2, "shards": [{"fi',
         b"\xff\xfe",
         b"[]",
         b"3",
         b"{}",
-        b'{"schema": 1}',
-        b'{"schema": 1, "rows": 0, "shards": []}',
-        b'{"schema": 1, "rows": 2, "shards": [{"file": "shard-00001-of-00002.h5", "rows": 2}]}',
-        b'{"schema": 1, "rows": 2, "shards": ["shard-00001-of-00002.h5"]}',
-        b'{"schema": 1, "rows": 2, "shards": 7}',
+        b'{"schema": 2}',
+        b'{"schema": 2, "rows": 0, "shards": []}',
+        b'{"schema": 2, "rows": 2, "shards": [{"file": "shard-00001-of-00002.h5", "rows": 2}]}',
+        b'{"schema": 2, "rows": 2, "shards": ["shard-00001-of-00002.h5"]}',
+        b'{"schema": 2, "rows": 2, "shards": 7}',
     ],
 )
 def test_a_broken_index_is_named(written: Path, content: bytes) -> None:

@@ -337,11 +337,12 @@ def test_datasets_are_evaluated_in_context_and_found_again(
     evaluate_command.run(tiny(*keys))
     assert "tiny random dpc 4, tiny (icl): 4 cells evaluated, mean accuracy" in capsys.readouterr().out
     rows = read_rows(tmp_path / "runs")
-    assert {(row.evaluator, row.model, row.steps, row.status) for row in rows} == {("icl", "tiny", 0, "done")}
+    assert {row.status for row in rows} == {"done"}
+    assert {(row.cell.evaluator, row.cell.model, row.cell.steps) for row in rows} == {("icl", "tiny", 0)}
     evaluate_command.run(tiny(*keys))
     assert "0 cells evaluated, 4 found" in capsys.readouterr().out
     evaluate_command.run(tiny(*keys, "force=true"))
     again = read_rows(tmp_path / "runs")
-    assert [(row.key, row.value) for row in again] == [(row.key, row.value) for row in rows]
+    assert [(row.cell.key, row.value) for row in again] == [(row.cell.key, row.value) for row in rows]
     (found,) = collect.make_tables(read_table(tmp_path / "runs").to_pandas())
     assert found.title == "tiny, tiny (in context), accuracy"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dilm.artifacts.rows import Row, RowWriter
+from dilm.artifacts.rows import NAMES, RowWriter, row_of
 from dilm.core.errors import ConfigError
 from dilm.core.io import write_json
 from dilm.launch.status import costs, lines_of, log_of
@@ -39,10 +39,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     queued = replace(EVALUATE, task="qqp", makes={"evaluate": ["k3"]})
     put(tmp_path, Job("slurm-2_1", "queued", (queued,), log="jobs/2_1/2_1_0_log.err"))
     for key, status in (("k0", "done"), ("k1", "failed")):
-        blank = dict.fromkeys(Row.__dataclass_fields__, "") | {"dpc": 1, "dataset": 0, "seed": 0, "value": 1.0}
+        blank = dict.fromkeys(NAMES, "") | {"dpc": 1, "dataset": 0, "seed": 0, "value": 1.0}
         wrong = "ValueError: x" if status == "failed" else None
-        row = Row(**{**blank, "key": key, "task": "sst2", "status": status, "error": wrong, "schema": 1, "metrics": {}})
-        RowWriter(tmp_path).write(row)
+        told = {"key": key, "task": "sst2", "status": status, "error": wrong, "schema": 1, "metrics": {}}
+        RowWriter(tmp_path).write(row_of(blank | told))
     found = {"slurm-2_0": SlurmJob("RUNNING"), "slurm-2_1": SlurmJob("PENDING", "QOSMaxGRESPerUser")}
     monkeypatch.setattr(slurm, "queue", lambda users: found)
     return tmp_path

@@ -2,11 +2,11 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from outcomes import changed
 from reports import DILM, RANDOM, cells, put
 
 from dilm.artifacts.rows import Row, rows_folder
@@ -102,14 +102,14 @@ def test_plots_leave_no_open_figure_and_no_temporary_file(tmp_path: Path) -> Non
 
 
 def test_models_side_by_side_are_a_map(tmp_path: Path) -> None:
-    other = [replace(row, model="other", key=f"other {row.key}") for row in cells("random", RANDOM)]
+    other = [changed(row, model="other", key=f"other {row.cell.key}") for row in cells("random", RANDOM)]
     put(tmp_path, cells("dilm", DILM) + cells("random", RANDOM) + other)
     run(tmp_path, tmp_path / "out")
     assert_shows_something(tmp_path / "out" / "plots" / "toy-across-frozen.svg", "85.0", "74.3", "other", "tiny")
 
 
 def test_figures_of_one_page_share_no_id(tmp_path: Path) -> None:
-    other = [replace(row, model="other", key=f"other {row.key}") for row in cells("dilm", DILM)]
+    other = [changed(row, model="other", key=f"other {row.cell.key}") for row in cells("dilm", DILM)]
     put(tmp_path, cells("dilm", DILM) + other)
     run(tmp_path, tmp_path / "out")
     texts = [path.read_text() for path in (tmp_path / "out" / "plots").iterdir()]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from outcomes import changed
 from reports import DILM, FULL, RANDOM, cells, frame, one_table
 
 from dilm.report.summary import across_models, comparisons, make_tables
@@ -38,7 +39,7 @@ def test_a_difference_counts_the_cells_that_both_have() -> None:
 
 
 def test_methods_without_a_common_data_set_have_no_difference() -> None:
-    second = [replace(row, dataset=row.dataset + 3) for row in cells("random", RANDOM)]
+    second = [changed(row, dataset=row.cell.dataset + 3) for row in cells("random", RANDOM)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert one_table(cells("dilm", DILM) + second).differences == {}
@@ -84,7 +85,7 @@ def test_the_whole_training_set_stands_beside_every_size() -> None:
 
 
 def test_two_schedules_of_the_whole_training_set_are_told_apart() -> None:
-    other = [replace(row, protocol="p0/f1", key=f"other {row.key}") for row in FULL]
+    other = [changed(row, protocol="p0/f1", key=f"other {row.cell.key}") for row in FULL]
     table = one_table(cells("dilm", DILM) + FULL + other)
     assert {method for method, dpc in table.summaries if dpc == 0} == {"full f0", "full f1"}
     assert table.below_full == {}
@@ -94,7 +95,7 @@ def test_two_schedules_of_the_whole_training_set_are_told_apart() -> None:
     "changes", [{"task": "other"}, {"model": "other"}, {"evaluator": "finetune"}, {"metric": "f1"}, {"protocol": "p1"}]
 )
 def test_settings_are_not_mixed(changes: dict[str, str]) -> None:
-    others = [replace(row, key=f"other {row.key}", **changes) for row in cells("dilm", [[50.0], [51.0]])]
+    others = [changed(row, key=f"other {row.cell.key}", **changes) for row in cells("dilm", [[50.0], [51.0]])]
     tables = make_tables(frame(cells("dilm", DILM) + others))
     assert sorted(table.summaries["dilm", 5].n_models for table in tables) == [2, 6]
     assert len({table.title for table in tables}) == 2, "a reader must be able to tell them apart"
@@ -130,7 +131,7 @@ def test_failed_rows_are_in_no_table() -> None:
 
 def test_models_stand_side_by_side_where_several_were_evaluated() -> None:
     rows = cells("dilm", DILM) + cells("random", RANDOM) + cells("lm", DILM, dpc=20)
-    other = [replace(row, model="other", key=f"other {row.key}") for row in cells("dilm", RANDOM)]
+    other = [changed(row, model="other", key=f"other {row.cell.key}") for row in cells("dilm", RANDOM)]
     assert across_models(make_tables(frame(rows))) == []
     (part,) = across_models(make_tables(frame(rows + other)))
     assert part.title == "toy across models (frozen encoder), accuracy"

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from outcomes import changed
 from reports import DILM, FULL, RANDOM, ROW, cells, frame, one_table
 
 from dilm.report.statistics import Difference, Summary
@@ -92,7 +93,7 @@ def test_missing_models_are_counted() -> None:
 
 
 def test_tables_in_latex() -> None:
-    other = [replace(row, model="other_1", key=f"other {row.key}") for row in cells("dilm", RANDOM)]
+    other = [changed(row, model="other_1", key=f"other {row.cell.key}") for row in cells("dilm", RANDOM)]
     tables = make_tables(frame(cells("dilm", DILM) + cells("random", RANDOM) + FULL + other))
     text = latex(tables, across_models(tables))
     assert r"random & 74.3\textsubscript{3.3} \\" in text

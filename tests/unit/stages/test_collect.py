@@ -1,9 +1,9 @@
 """The report as a whole: every part is there, and the same rows give the same bytes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from outcomes import changed
 from reports import DILM, FULL, RANDOM, ROW, cells, put
 
 from dilm.artifacts.rows import rows_folder
@@ -18,7 +18,7 @@ def test_the_whole_training_set_alone_is_a_report_too(tmp_path: Path) -> None:
 
 
 def test_a_report_has_every_part(tmp_path: Path) -> None:
-    put(tmp_path, [*cells("dilm", DILM), replace(ROW, key="f", status="failed", value=None, error="ValueError: why")])
+    put(tmp_path, [*cells("dilm", DILM), changed(ROW, key="f", status="failed", value=None, error="ValueError: why")])
     tables = run(tmp_path, tmp_path / "out")
     assert [table.title for table in tables] == ["toy, tiny (frozen encoder), accuracy"]
     assert (

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from dilm.artifacts.shards import ShardTable, read_shards, write_shards
+from dilm.artifacts.shards import read_shards, write_shards
 from dilm.config.schema import Config
 from dilm.core.errors import ConfigError, SourceError
 from dilm.core.io import read_json
@@ -100,9 +101,7 @@ def test_provenance_follows_the_parents_to_the_generators_weights(tiny: Compose,
 def test_half_characters_and_a_single_data_set(tiny: Compose, random_sets: Path, tmp_path: Path) -> None:
     index, rows = read_json(random_sets / "index.json"), read_shards(random_sets)
     own = rows.take([0, 1])
-    odd = ShardTable(
-        table(("sentence",), [("half \ud83d",), ("é 😀",)], [0, 1]), own.dataset, own.seed, own.nll + 1, own.cluster
-    )
+    odd = replace(own, table=table(("sentence",), [("half \ud83d",), ("é 😀",)], [0, 1]))
     attributes = {name: index[name] for name in ("key", "task", "method", "dpc", "labels")}
     folder = tmp_path / "odd"
     folder.mkdir()

@@ -29,7 +29,7 @@ def test_a_number_is_a_training() -> None:
 
 
 def test_trainings_that_one_way_lacks_are_left_out() -> None:
-    lacking = [row for row in ROWS if row.protocol == "seed 0" or row.method == "dilm"]
+    lacking = [row for row in ROWS if row.cell.protocol == "seed 0" or row.cell.method == "dilm"]
     (found,) = trainings.compare(frame(lacking), "dilm", "dilm, pooled learners").to_dict("records")
     assert found["trainings"] == 1 and found["difference"] == pytest.approx(2.0) and np.isnan(found["low"])
 

@@ -2,13 +2,13 @@
 
 import json
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server, history, runs
+from outcomes import changed, make_row
 
 from dilm.artifacts import locks
 from dilm.artifacts.artifact import Artifact
@@ -18,7 +18,7 @@ from dilm.core.io import TEMPORARY, write_json
 from dilm.tracking import mlflow as mlflow_module
 from dilm.tracking.mlflow import LONGEST_PARAM, PARENT, LiveRun, Point, bring_in, connect, runs_of
 
-ROW = Row(
+ROW = make_row(
     key="c0", task="toy", method="dilm", dpc=5, dataset=0, seed=1, evaluator="frozen", model="tiny",
     metric="accuracy_f1", value=81.5, status="done", source_key="s0", protocol="p0", data_hash="d0",
     metrics={"accuracy": 80.0, "f1": 83.0}, seconds=30.0, time="2026-01-02T03:04:05Z",
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
     put_provenance(shards, "s0", stage="dataset", parent="a0", dpc=5)
     (shards / "shard-0.h5").write_bytes(b"texts")
     put_rows(
-        tmp_path / "runs", ROW, replace(ROW, key="c1", seed=2), replace(ROW, key="c2", status="failed", value=None)
+        tmp_path / "runs", ROW, changed(ROW, key="c1", seed=2), changed(ROW, key="c2", status="failed", value=None)
     )
     return tmp_path / "runs"
 
@@ -64,7 +64,7 @@ def stamp() -> str:
 def put_rows(root: Path, *rows: Row) -> None:
     rows_folder(root).mkdir(parents=True, exist_ok=True)
     with open(rows_folder(root) / "rows-job.jsonl", "a") as stream:
-        stream.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+        stream.writelines(json.dumps(row.flat()) + "\n" for row in rows)
 
 
 def test_every_artifact_and_every_done_cell_becomes_a_run(root: Path, uri: str) -> None:
@@ -112,7 +112,7 @@ def test_bringing_in_again_adds_nothing(root: Path, uri: str) -> None:
 
 def test_only_what_is_new_is_added(root: Path, uri: str) -> None:
     bring_in(root, uri)
-    put_rows(root, replace(ROW, key="c2"), replace(ROW, key="c3"))
+    put_rows(root, changed(ROW, key="c2"), changed(ROW, key="c3"))
     assert bring_in(root, uri).endswith("0 runs and 2 cells added, 4 known before")
     assert set(runs(uri)) == KEYS | {"c2", "c3"}
 
@@ -185,7 +185,7 @@ def test_a_run_that_was_cut_short_is_replaced(root: Path, uri: str, monkeypatch:
 def test_runs_cut_short_among_many_do_not_hide_others(root: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known runs are read page by page, and deleting must not shift the pages."""
     monkeypatch.setattr(mlflow_module, "PAGE", 2)
-    put_rows(root, *(replace(ROW, key=f"d{number}") for number in range(6)))
+    put_rows(root, *(changed(ROW, key=f"d{number}") for number in range(6)))
     bring_in(root, uri)
     client, found = MlflowClient(uri), runs(uri)
     for key in ("d1", "d4"):
@@ -212,7 +212,7 @@ def test_two_collectors_of_one_root_do_not_meet(root: Path, uri: str) -> None:
 def test_what_was_made_again_is_brought_in_again(root: Path, uri: str) -> None:
     bring_in(root, uri)
     later = "2026-01-02T04:04:05Z"
-    put_rows(root, replace(ROW, value=77.0, time=later))
+    put_rows(root, changed(ROW, value=77.0, time=later))
     write_json(root / "toy" / "dilm-tiny-a0" / "provenance.json", {"key": "a0", "science": SCIENCE, "time": later})
     assert bring_in(root, uri).endswith("1 runs and 1 cells added, 2 known before")
     found = runs(uri)
