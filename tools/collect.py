@@ -46,7 +46,7 @@ def _to_mlflow(root: Path, uri: str) -> None:
 
 
 def _printed(table: "Table") -> RichTable:
-    from dilm.report.tables import cell_text
+    from dilm.report.render import cell_text
 
     printed = RichTable(title=table.title, caption="mean ± std over models [95% interval over data sets]")
     printed.add_column("method")
