@@ -1,13 +1,10 @@
 """`python -m dilm.collect`: bring all rows together, as a study's last job does."""
 
-import sys
 from pathlib import Path
 
 from dilm.cli import main
 from dilm.config.schema import Config
 from dilm.config.stages import REPORT
-from dilm.core.errors import ConfigError
-from dilm.tracking.mlflow import bring_in
 from dilm.tracking.tracker import tracking_uri
 
 
@@ -19,11 +16,8 @@ def run(config: Config) -> None:
     folder = Path(config.root) / REPORT
     tables = collect.run(Path(config.root), folder)
     print(f"{len(tables)} tables: {folder / 'index.html'}")
-    if uri:
-        try:
-            print(bring_in(Path(config.root), uri))
-        except ConfigError as error:  # the report is there, and the server may be back later
-            print(f"{error}; `python tools/collect.py {config.root} --mlflow {uri}` tries again", file=sys.stderr)
+    if uri:  # the report is there, and a server that is away may be back later
+        collect.to_mlflow(Path(config.root), uri, required=False)
 
 
 if __name__ == "__main__":

@@ -23,30 +23,26 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report (default: report)")
     parser.add_argument("--mlflow", metavar="URI", help="also bring runs and cells into this MLflow store")
     options = parser.parse_args(arguments)
-    if not rows_folder(options.root).is_dir():
-        if options.mlflow and options.root.is_dir():  # trained, and nothing evaluated yet
-            _to_mlflow(options.root, options.mlflow)
-            return
+    evaluated = rows_folder(options.root).is_dir()
+    if not evaluated and not (options.mlflow and options.root.is_dir()):
         raise MissingArtifactError(str(rows_folder(options.root)), "python -m dilm.evaluate", f"root={options.root}")
-    from dilm.stages.collect import run  # pandas and matplotlib, which --help and a typo need not wait for
+    from dilm.stages import collect  # pandas and matplotlib, which --help and a typo need not wait for
 
-    tables = run(options.root, options.out)
+    if evaluated:
+        _print_tables(collect.run(options.root, options.out), options.out)
+    if options.mlflow:
+        collect.to_mlflow(options.root, options.mlflow)
+
+
+def _print_tables(tables: "list[Table]", out: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:
         console.print(_printed(table))
-    console.print(f"report: {options.out / 'index.html'}; beside it tables.md|tex, results.csv|parquet, plots/")
-    if options.mlflow:
-        _to_mlflow(options.root, options.mlflow)
-
-
-def _to_mlflow(root: Path, uri: str) -> None:
-    from dilm.tracking.mlflow import bring_in
-
-    print(bring_in(root, uri))
+    console.print(f"report: {out / 'index.html'}; beside it tables.md|tex, results.csv|parquet, plots/")
 
 
 def _printed(table: "Table") -> RichTable:
-    from dilm.report.tables import cell_text
+    from dilm.report.render import cell_text
 
     printed = RichTable(title=table.title, caption="mean ± std over models [95% interval over data sets]")
     printed.add_column("method")

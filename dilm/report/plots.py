@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-INK = "#010203"  # drawn in this, shown in the colour of the text
-ABOVE, BELOW = 0.6, 0.6  # inches for titles, and for the axis
+INK = "#010203"  # drawn in this colour, which is then replaced by `currentColor`
+ABOVE, BELOW = 0.6, 0.6  # inches for titles and for the axis
 FIGURE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.color": INK,
@@ -55,17 +55,17 @@ def plot_all(tables: list[Table], across: list[Across], costs: pd.DataFrame, roo
 
 def name_of(table: Table) -> str:
     """The name of a table's plot."""
-    apart = f"-{table.protocol}" if table.protocol else ""
-    return f"{table.task}-{table.model}-{table.evaluator}{apart}"
+    protocol = f"-{table.protocol}" if table.protocol else ""
+    return f"{table.task}-{table.model}-{table.evaluator}{protocol}"
 
 
 @contextmanager
 def _drawn(
     columns: int, width: float, height: float, left: float = 0.7, right: float = 0.2
 ) -> Iterator[tuple["Figure", Any, list[str]]]:
-    """A figure with axes of this size (inches) in all; what it looks like as SVG stands in the list behind the block.
+    """A figure, its axes, and a list that holds the figure as SVG after the block. Sizes are in inches.
 
-    Margins are given rather than measured: to measure them a figure is drawn twice.
+    Margins are given rather than measured, because measuring them draws the figure twice.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -80,7 +80,7 @@ def _drawn(
         axes = figure.subplots(1, columns, squeeze=False)[0]
         yield figure, axes, content
         stream = io.StringIO()
-        # The ids inside follow from the label: the same every time, and no two figures of a page share one.
+        # Ids in the SVG are made from the label, so they are the same every time and differ between figures.
         with matplotlib.rc_context({"svg.hashsalt": str(figure.get_label())}):
             figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
@@ -99,8 +99,8 @@ def score_plot(table: Table) -> str:
         figure.set_label(table.title)
         width = 0.6 / len(table.methods)
         for number, method in enumerate(table.methods):
-            found = [(place, table.summaries.get((method, dpc))) for place, dpc in enumerate(table.sizes)]
-            shown = [(place, summary) for place, summary in found if summary is not None]
+            summaries = [(place, table.summaries.get((method, dpc))) for place, dpc in enumerate(table.sizes)]
+            shown = [(place, summary) for place, summary in summaries if summary is not None]
             places = [place + (number - (len(table.methods) - 1) / 2) * width for place, _ in shown]
             means = np.array([summary.mean for _, summary in shown])
             ends = [[summary.low for _, summary in shown], [summary.high for _, summary in shown]]
@@ -123,7 +123,7 @@ def heat_map(part: Across) -> str:
     """Means by method, and by model and size."""
     columns = [(model, dpc) for model in part.models for dpc in part.sizes]
     means = [
-        [found.mean if (found := part.cells.get((model, method, dpc))) else np.nan for model, dpc in columns]
+        [cell.mean if (cell := part.cells.get((model, method, dpc))) else np.nan for model, dpc in columns]
         for method in part.methods
     ]
     left = _room_for(part.methods) + 0.2
@@ -156,7 +156,7 @@ def matching_plot(records: pd.DataFrame, name: str) -> str:
         left.set_title("matching loss")
         if "fresh_similarity" in records:
             fresh = records.dropna(subset=["fresh_similarity"])
-            for column in [str(own) for own in fresh if str(own).startswith("fresh_similarity_at_")]:
+            for column in [str(name) for name in fresh if str(name).startswith("fresh_similarity_at_")]:
                 label = f"learner after {column.rsplit('_', 1)[1]} steps"
                 right.plot(fresh["step"], fresh[column], linewidth=0.8, marker=".", alpha=0.6, label=label)
             right.plot(fresh["step"], fresh["fresh_similarity"], marker="o", color=INK, label="mean")
@@ -172,7 +172,7 @@ def matching_plot(records: pd.DataFrame, name: str) -> str:
 
 
 def pretraining_plot(records: pd.DataFrame, name: str) -> str:
-    """The language-model loss over steps, and what held-out texts say: their loss, and whether labels are heeded."""
+    """The language-model loss over steps, and on held-out texts the loss and the accuracy of telling labels by it."""
     with _drawn(2, 11, 2.6) as (figure, (left, right), content):
         figure.set_label(name)
         losses = records.dropna(subset=["loss"]) if "loss" in records else records.iloc[:0].assign(loss=0.0)
@@ -193,7 +193,7 @@ def pretraining_plot(records: pd.DataFrame, name: str) -> str:
 
 
 def cost_plot(costs: pd.DataFrame, task: str) -> str:
-    """What data sets cost to make against what they teach; `costs` has hours, value, method, dpc and model."""
+    """Scores over the hours that the data sets took to make; `costs` is as `costs_of` gives it."""
     with _drawn(1, 5, 2.8, right=_room_for(costs["method"]) + 0.6) as (figure, (axes,), content):
         figure.set_label(f"{task} cost")
         for method, part in costs.groupby("method", sort=False):

@@ -1,4 +1,4 @@
-"""From rows to what a report says: summaries by method and size, and differences, of every setting. Torch-free."""
+"""Tables from rows: for every task, learner and protocol the summaries by method and size, and their differences."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ import pandas as pd
 from dilm.config.schema import METHODS
 from dilm.report.statistics import Difference, Summary, dataset_means, distance, holm, paired_difference, summarise
 
-SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # rows that one table may hold
-HOW = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}  # the model learns from a data set
+SETTING = ["task", "evaluator", "model", "metric", "protocol"]  # columns that are equal in all rows of a table
+HOW = {"finetune": "fine-tuned", "frozen": "frozen encoder", "icl": "in context"}  # evaluators in titles
 FULL = ("full", 0)  # method and size of the whole training set
 
 
 @dataclass(frozen=True)
 class Table:
-    """One task, learner and protocol: a summary for every method and size, and what tells them apart."""
+    """One task, learner and protocol: a summary for every method and size, and differences between methods."""
 
     task: str
     evaluator: str
@@ -28,13 +28,13 @@ class Table:
     differences: dict[tuple[str, str, int], Difference]  # (first, second, dpc), p corrected for their number
     below_full: dict[tuple[str, int], Difference]  # full - method
     shared_pool: bool
-    protocol: str  # what tells it from other tables of this task and learner; empty where it is the only one
+    protocol: str  # start of the protocol's key; empty where the task and learner have no other table
 
     @property
     def title(self) -> str:
         """What the table is of."""
-        apart = f", protocol {self.protocol}" if self.protocol else ""
-        return f"{self.task}, {self.model} ({HOW.get(self.evaluator, self.evaluator)}), {self.metric}{apart}"
+        protocol = f", protocol {self.protocol}" if self.protocol else ""
+        return f"{self.task}, {self.model} ({HOW.get(self.evaluator, self.evaluator)}), {self.metric}{protocol}"
 
     @property
     def methods(self) -> list[str]:
@@ -53,7 +53,7 @@ class Table:
 
 
 def make_tables(rows: pd.DataFrame) -> list[Table]:
-    """Group the done rows of `results.read_table`. Data sets made in several ways are told apart by their key."""
+    """Tables of the done rows of `read_table`. Data sets that were made in several ways have their key in the name."""
     done = rows[rows["status"] == "done"]
     if done.empty:
         return []
@@ -68,8 +68,8 @@ def make_tables(rows: pd.DataFrame) -> list[Table]:
         }
         task, evaluator, model, metric, protocol = (str(value) for value in setting)
         shared = bool((group["pool"] == "shared").any())
-        apart = protocol[:6] if alike[setting[:3]] > 1 else ""
-        table = Table(task, evaluator, model, metric, summaries, _differences(cells), _below_full(cells), shared, apart)
+        shown = protocol[:6] if alike[setting[:3]] > 1 else ""
+        table = Table(task, evaluator, model, metric, summaries, _differences(cells), _below_full(cells), shared, shown)
         tables.append(table)
     return tables
 
@@ -105,7 +105,7 @@ class Across:
 
 
 def across_models(tables: list[Table]) -> list[Across]:
-    """One for each task and evaluator that has several models; one model by two protocols is one."""
+    """One for each task and evaluator with several models; two protocols of one model don't count as several."""
     groups: dict[tuple[str, str, str], list[Table]] = {}
     for table in tables:
         groups.setdefault((table.task, table.evaluator, table.metric), []).append(table)
@@ -122,7 +122,7 @@ def _cells_of(group: list[Table]) -> dict[tuple[str, str, int], Summary]:
 
 
 def base_of(name: str) -> str:
-    """The method of a name that may have its variant behind it, as in `dilm, no selection`."""
+    """The method of a name that may be followed by a variant, as in `dilm, no selection`."""
     return name.partition(", ")[0]
 
 
@@ -132,13 +132,16 @@ def _in_order(methods: set[str]) -> list[str]:
 
 
 def _within_protocols(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of method=full under the protocol of what they are compared with; their own tells them from others."""
+    """Put rows of method=full under the protocol of the rows that they are compared with.
+
+    Their column has both, with a slash between; their second part takes the place of `source_key`.
+    """
     parts = frame["protocol"].str.partition("/")
     return frame.assign(protocol=parts[0], source_key=frame["source_key"].where(parts[2] == "", parts[2]))
 
 
 def _distinct_names(group: pd.DataFrame) -> pd.Series:
-    """The method's name, with the data sets' key behind it where one name and size has several sources."""
+    """Names of methods, followed by the data sets' key where one method and size has several sources."""
     sources = group.groupby(["method", "dpc"])["source_key"].transform("nunique")
     return group["method"].where(sources == 1, group["method"] + " " + group["source_key"].str[:6])
 
@@ -147,7 +150,7 @@ Cells = Mapping[tuple[str, int], pd.DataFrame]
 
 
 def comparisons(methods: set[str]) -> list[tuple[str, str]]:
-    """Which methods are compared: dilm with every other, what `teach` chose with K-centers, and all with random."""
+    """Pairs of methods to compare: dilm with every other, `teach` with K-centers, and all with random."""
     known = [name for name in _in_order(methods) if base_of(name) in METHODS and name != "full"]
     others = [name for name in known if name not in ("dilm", "random")]
     with_dilm = [("dilm", name) for name in [*reversed(others), "random"] if {"dilm", name} <= set(known)]
@@ -157,22 +160,22 @@ def comparisons(methods: set[str]) -> list[tuple[str, str]]:
 
 
 def _differences(cells: Cells) -> dict[tuple[str, str, int], Difference]:
-    """Paired differences at every size; their p values are corrected as one family."""
-    found = {}
+    """Paired differences at every size; Holm's correction is for all of them together."""
+    differences = {}
     scores = {key: _scores(part) for key, part in cells.items()}
     sizes = sorted({dpc for _, dpc in cells})
     for (first, second), dpc in product(comparisons({method for method, _ in cells}), sizes):
         if (first, dpc) in cells and (second, dpc) in cells:
             means, other_means = _paired_means(scores[first, dpc], scores[second, dpc])
             if len(means):
-                found[first, second, dpc] = paired_difference(means, other_means)
-    corrected = holm(np.array([difference.p_value for difference in found.values()]))
-    pairs = zip(found.items(), corrected, strict=True)
+                differences[first, second, dpc] = paired_difference(means, other_means)
+    corrected = holm(np.array([difference.p_value for difference in differences.values()]))
+    pairs = zip(differences.items(), corrected, strict=True)
     return {key: replace(difference, p_holm=float(p_value)) for (key, difference), p_value in pairs}
 
 
 def _below_full(cells: Cells) -> dict[tuple[str, int], Difference]:
-    """How far every method and size is from the whole training set."""
+    """The score of the whole training set minus that of every method and size."""
     if FULL not in cells:
         return {}
     full = cells[FULL]["value"].to_numpy()
@@ -192,7 +195,7 @@ def _scores(part: pd.DataFrame) -> Scores:
 
 
 def _paired_means(first: Scores, second: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the data sets, and over the seeds, that both have."""
+    """Means by data set, over the data sets and seeds that both have."""
     pairs = [pair for pair in first if pair in second]
     datasets = np.array([dataset for dataset, _ in pairs])
     means, other_means = (

@@ -1,8 +1,8 @@
-"""A stage's run on an MLflow server while it is under way: never fatal, never waited for, nothing lost or twice.
+"""Runs in MLflow: logged live to a server while a stage runs (`LiveRun`), or brought in from disk later (`bring_in`).
 
-What is logged waits in memory until the server has taken it. Every point carries the time at which it was logged, so
-that one sent again, because the answer to it was lost, is the same point to MLflow. A run that couldn't be sent whole
-stays unfinished, and `mlflow_store.bring_in` replaces it from the artifact.
+`metrics.jsonl` and the result rows are the record; MLflow has a copy. A run carries the key of its artifact or cell in
+the tag `dilm.key`, so each is there once: an attempt that starts again deletes what earlier attempts have left, and
+`bring_in` adds what is missing and replaces what was cut short or has been made again.
 """
 
 import calendar
@@ -29,14 +29,28 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-KEY, WRITER, PARENT = "dilm.key", "dilm.writer", "mlflow.parentRunId"  # tags of a run
+# Tags of a run: the key of its artifact or cell, how it got here, the run it is shown under, how many files it has.
+KEY, WRITER, PARENT, FILES = "dilm.key", "dilm.writer", "mlflow.parentRunId", "dilm.files"
+
+# Limits of MLflow
 POINTS_AT_ONCE = 1_000
-LONGEST_PARAM = 6_000  # that MLflow takes
-INTERVAL, LONGEST_PAUSE = 2.0, 30.0  # seconds between deliveries, and at most between attempts at one
-PATIENCE, NO_PATIENCE = 20.0, 2.0  # seconds that the end of a stage waits for the server; where it was stopped
+LONGEST_PARAM = 6_000  # characters
+PAGE = 1_000  # runs in one answer of a search
+
+# Settings that MLflow reads from the environment
 QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-# It is tried again here, where a run that was made twice is noticed.
+# Live runs repeat a failed call themselves, because they notice a run that was created twice.
 ONCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # with MLflow's default the user waits for minutes
+
+# Live logging
+INTERVAL, LONGEST_PAUSE = 2.0, 30.0  # seconds between deliveries, and at most between attempts at one
+PATIENCE, NO_PATIENCE = 20.0, 2.0  # seconds that a stage waits for the server at its end; where it was stopped
+
+# Bringing in
+LARGEST_FILE = 10_000_000  # bytes; weights are not brought in
+WHOLE = ("dataset", "audit")  # stages of which all files are brought in, not provenance and metrics alone
+PARTS = ("method", "dpc", "dataset", "seed", "evaluator", "model", "source_key", "protocol", "pool")  # of a cell
 
 
 class Point(NamedTuple):
@@ -54,14 +68,14 @@ def points_of(record: dict[str, Any], timestamp: int) -> list[Point]:
 
 
 def read_points(metrics: Path, timestamp: int) -> list[Point]:
-    """All points of a `metrics.jsonl`, which need not be there."""
+    """All points of a `metrics.jsonl`; none where there is no such file."""
     if not metrics.exists():
         return []
     return [point for line in metrics.read_text().splitlines() for point in points_of(json.loads(line), timestamp)]
 
 
 def milliseconds() -> int:
-    """Now, as MLflow counts time."""
+    """Milliseconds since 1970, as MLflow counts time."""
     return time.time_ns() // 1_000_000
 
 
@@ -75,29 +89,29 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def set_environment(values: dict[str, str]) -> None:
-    """Settings that MLflow reads from the environment alone, where the user has none. For the main thread."""
+    """Set variables that the user has not set. Only from the main thread, since the environment is the process's."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
 def connect(uri: str, artifacts: str | None = None) -> "tuple[MlflowClient, str]":
-    """A client, and the experiment's id. It is `dilm` or $MLFLOW_EXPERIMENT_NAME, and made where it is missing."""
-    from mlflow import MlflowClient  # heavy, and needed only here
+    """A client and the id of the experiment `dilm`, or $MLFLOW_EXPERIMENT_NAME; created where it is missing."""
+    from mlflow import MlflowClient  # takes seconds to load
     from mlflow.exceptions import MlflowException
 
     client, name = MlflowClient(uri), os.environ.get("MLFLOW_EXPERIMENT_NAME") or "dilm"
-    if found := client.get_experiment_by_name(name):
-        return client, found.experiment_id
+    if experiment := client.get_experiment_by_name(name):
+        return client, experiment.experiment_id
     try:
         return client, client.create_experiment(name, artifact_location=artifacts)
     except MlflowException:
-        if found := client.get_experiment_by_name(name):  # another job was faster
-            return client, found.experiment_id
+        if experiment := client.get_experiment_by_name(name):  # another job was faster
+            return client, experiment.experiment_id
         raise
 
 
 def runs_of(client: "MlflowClient", experiment: str, key: str) -> "Sequence[Run]":
-    """The runs that carry a key."""
+    """The runs of an artifact or a cell, by its key."""
     return client.search_runs([experiment], f"tags.`{KEY}` = '{key}'")
 
 
@@ -110,12 +124,17 @@ def send(client: "MlflowClient", run: str, params: dict[str, Any], points: Seque
 
 
 def run_name(folder: Path) -> str:
-    """How an artifact's run is called: its task and its folder."""
+    """The name of an artifact's run: its task and its folder."""
     return f"{folder.parent.name}/{folder.name}"
 
 
 class LiveRun:
-    """Sends an artifact's points to a server from a thread of its own, and goes on trying while the server is away."""
+    """An artifact's run on a server, logged while the artifact is being made. A server that fails never stops a stage.
+
+    A thread sends what is waiting, and tries again while the server is away. Points leave the queue when the server has
+    taken them; each has the time at which it was logged, so one that is sent again because the answer to it was lost is
+    the same point to MLflow. A run that couldn't be sent whole stays unfinished, and `bring_in` replaces it later.
+    """
 
     def __init__(self, uri: str, artifact: Artifact, earlier: Sequence[Point] = ()) -> None:
         set_environment(QUIET | ONCE)
@@ -128,15 +147,15 @@ class LiveRun:
         self._thread.start()
 
     def log(self, points: Sequence[Point]) -> None:
-        """Have points sent."""
+        """Queue points."""
         self._waiting.extend(points)
 
     def end(self, status: str) -> None:
-        """Have the rest sent and the run ended as FINISHED, FAILED or KILLED; waits for that, but not for long."""
+        """Send the rest and end the run as FINISHED, FAILED or KILLED; gives up after PATIENCE or NO_PATIENCE."""
         self._status = status
         self._closing.set()
         self._thread.join(PATIENCE if status == "FINISHED" else NO_PATIENCE)
-        self._given_up.set()  # from now on the run is `bring_in`'s
+        self._given_up.set()  # the thread leaves the run alone from now on, since `bring_in` may replace it
         if not self._done and status == "FINISHED":
             folder = self.artifact.folder
             _warn(
@@ -145,7 +164,7 @@ class LiveRun:
             )
 
     def _serve(self) -> None:
-        """The thread: begin the run, deliver what is waiting now and then, and end it."""
+        """The thread: create the run, send what is waiting every INTERVAL, and end the run."""
         client, experiment, pause = None, "", 0.0
         while not self._given_up.is_set():
             closing = self._closing.wait(pause)
@@ -162,7 +181,7 @@ class LiveRun:
                     self._done = True
                     return
                 pause = INTERVAL
-            except Exception as error:  # never fatal: rows and metrics.jsonl are the truth
+            except Exception as error:  # whatever a client raises; metrics.jsonl has every point
                 self._tell(error)
                 if "active' state" in str(error):  # as MLflow says of a run that was deleted
                     return
@@ -171,9 +190,9 @@ class LiveRun:
                     self._given_up.wait(INTERVAL / 4)
 
     def _create(self, client: "MlflowClient", experiment: str) -> str:
-        """A new run in the place of those that earlier attempts at this artifact have left."""
-        for left in runs_of(client, experiment, self.artifact.key):
-            client.delete_run(left.info.run_id)
+        """A new run. Those that earlier attempts at this artifact have left are deleted."""
+        for earlier in runs_of(client, experiment, self.artifact.key):
+            client.delete_run(earlier.info.run_id)
         science, folder = self.artifact.science, self.artifact.folder
         tags = {KEY: self.artifact.key, WRITER: "live", "stage": str(science["stage"]), "task": folder.parent.name}
         for parent in runs_of(client, experiment, science.get("parent", "none"))[:1]:
@@ -181,16 +200,17 @@ class LiveRun:
         return client.create_run(experiment, self._began, tags, run_name(folder)).info.run_id
 
     def _deliver(self, client: "MlflowClient") -> None:
-        """Send what is waiting; only what the server has taken waits no longer."""
+        """Send what is waiting. It is dropped from the queue only when the server has taken it."""
         if self._params:
             send(client, self._run, self._params, ())
             self._params = {}
-        while some := list(islice(self._waiting, POINTS_AT_ONCE)):
-            send(client, self._run, {}, some)
-            for _ in some:
+        while points := list(islice(self._waiting, POINTS_AT_ONCE)):
+            send(client, self._run, {}, points)
+            for _ in points:
                 self._waiting.popleft()
 
     def _tell(self, error: Exception) -> None:
+        """Warn of the first error only."""
         if not self._told:
             self._told = True
             reason = " ".join(str(error).split())
@@ -201,17 +221,9 @@ def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-PAGE = 1_000  # runs that MLflow gives at once
-LARGEST_FILE = 10_000_000  # bytes; weights are not brought in
-WHOLE = ("dataset", "audit")  # stages whose files all are brought in, besides what tells how others were made
-PARTS = ("method", "dpc", "dataset", "seed", "evaluator", "model", "source_key", "protocol", "pool")  # of a cell
-FILES = "dilm.files"  # tag of a run that has its files
-RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # MLflow's own number has the user wait for minutes
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """A run that the store is to have."""
+class RunRecord:
+    """A run as the store should have it, of an artifact or a cell on disk."""
 
     key: str
     parent: str  # key
@@ -226,11 +238,11 @@ class Wanted:
 
 
 def bring_in(root: Path, uri: str) -> str:
-    """Create an MLflow run for every artifact and every done cell that the store lacks; says how many.
+    """Create an MLflow run for every artifact and every done cell that the store lacks; returns a line with the counts.
 
-    Bringing in the same root again adds nothing. A run that was cut short, or is of something that was made again, is
-    replaced; one of something that is not complete below `root` is left alone. Raises ConfigError where the store can't
-    be used.
+    Bringing in the same root again adds nothing. A run that was cut short, or whose artifact or cell was made again, is
+    replaced. A run of something that is not complete below `root` is left alone. Raises ConfigError where the store
+    can't be used, or another process is bringing in the same root.
     """
     from mlflow.exceptions import MlflowException
 
@@ -247,99 +259,104 @@ def bring_in(root: Path, uri: str) -> str:
 
 def _bring_in(root: Path, uri: str) -> str:
     client, experiment = connect(uri, _beside(uri))
-    wanted = {item.key: item for item in (*_artifacts(root), *_cells(root))}
-    runs = _known(client, experiment, wanted)
-    before, added, lost = len(runs), [item for key, item in wanted.items() if key not in runs], []
-    for key, item in wanted.items():
+    records = {record.key: record for record in (*_artifacts(root), *_cells(root))}
+    runs = _whole_runs(client, experiment, records)
+    before, added, errors = len(runs), [record for key, record in records.items() if key not in runs], []
+    for key, record in records.items():
         if key in runs:
-            error = _complete(client, runs[key], item, runs)
+            error = _complete(client, runs[key], record, runs)
         else:
-            runs[key], error = _add(client, experiment, item, runs)
-        lost += [error] if error else []
-    cells = sum(item.stage == "evaluate" for item in added)
-    told = f"MLflow at {uri}: {len(added) - cells} runs and {cells} cells added, {before} known before"
-    return told + (f"; files of {len(lost)} runs were not stored, as {lost[0]}" if lost else "")
+            runs[key], error = _add(client, experiment, record, runs)
+        errors += [error] if error else []
+    cells = sum(record.stage == "evaluate" for record in added)
+    line = f"MLflow at {uri}: {len(added) - cells} runs and {cells} cells added, {before} known before"
+    return line + (f"; files of {len(errors)} runs were not stored, as {errors[0]}" if errors else "")
 
 
 def _beside(uri: str) -> str | None:
-    """Where a new database file's artifacts go: beside it, not where the command happens to be run."""
+    """Where files of runs go for a database file: beside it. MLflow's default is the working directory."""
     scheme, _, path = uri.partition(":///")
     return (Path(path).resolve().parent / "mlartifacts").as_uri() if scheme == "sqlite" else None
 
 
-def _known(client: "MlflowClient", experiment: str, wanted: dict[str, Wanted]) -> "dict[str, Run]":
-    """Whole runs by the key of what is complete. Others of these keys are deleted: cut short, outdated, there twice."""
-    known: dict[str, Run] = {}
+def _whole_runs(client: "MlflowClient", experiment: str, records: dict[str, RunRecord]) -> "dict[str, Run]":
+    """The store's runs, by key, that are whole and up to date. Others of the same keys are deleted.
+
+    Those were cut short, are of something that has been made again since, or are there twice. A run that started after
+    its record ended is of an attempt under way, and is left alone.
+    """
+    whole: dict[str, Run] = {}
     surplus: set[str] = set()
     token = None
     while True:
         # The oldest first: pages don't shift where a job starts a run meanwhile.
         page = client.search_runs([experiment], max_results=PAGE, order_by=["start_time ASC"], page_token=token)
         for run in page:
-            key, run_id = run.data.tags.get(KEY, ""), run.info.run_id
-            if key not in wanted or (run.info.status != "FINISHED" and run.info.start_time > wanted[key].end):
-                continue  # not complete here, or being made again
-            if run.info.status == "FINISHED" and run.info.end_time >= wanted[key].start:
-                surplus |= {run_id} if known.setdefault(key, run).info.run_id != run_id else set()
-            else:
+            key, run_id, finished = run.data.tags.get(KEY, ""), run.info.run_id, run.info.status == "FINISHED"
+            if key not in records or (not finished and run.info.start_time > records[key].end):
+                continue
+            outdated = not finished or run.info.end_time < records[key].start
+            if outdated or whole.setdefault(key, run).info.run_id != run_id:
                 surplus.add(run_id)
         if not (token := page.token):
             break
     for run_id in surplus:  # at the end, since a deletion shifts the pages behind it
         client.delete_run(run_id)
-    return known
+    return whole
 
 
-def _add(client: "MlflowClient", experiment: str, item: Wanted, runs: "dict[str, Run]") -> "tuple[Run, str | None]":
-    """A new run, ended only when it is whole; and why its files could not be stored."""
-    tags = {KEY: item.key, WRITER: "collect", "stage": item.stage, "task": item.task}
-    if item.parent in runs:
-        tags[PARENT] = runs[item.parent].info.run_id
-    run = client.create_run(experiment, item.start, tags, item.name)
-    send(client, run.info.run_id, item.params, item.points)
-    error = _add_files(client, run, item)
-    client.set_terminated(run.info.run_id, end_time=item.end)
+def _add(
+    client: "MlflowClient", experiment: str, record: RunRecord, runs: "dict[str, Run]"
+) -> "tuple[Run, str | None]":
+    """A new run, ended only when it is whole; and the error where its files could not be stored."""
+    tags = {KEY: record.key, WRITER: "collect", "stage": record.stage, "task": record.task}
+    if record.parent in runs:
+        tags[PARENT] = runs[record.parent].info.run_id
+    run = client.create_run(experiment, record.start, tags, record.name)
+    send(client, run.info.run_id, record.params, record.points)
+    error = _add_files(client, run, record)
+    client.set_terminated(run.info.run_id, end_time=record.end)
     return run, error
 
 
-def _complete(client: "MlflowClient", run: "Run", item: Wanted, runs: "dict[str, Run]") -> str | None:
-    """What a run that was logged live can't have had, what was refused before, and a parent that was replaced."""
-    if item.parent in runs and run.data.tags.get(PARENT) != runs[item.parent].info.run_id:
-        client.set_tag(run.info.run_id, PARENT, runs[item.parent].info.run_id)
-    return None if FILES in run.data.tags else _add_files(client, run, item)
+def _complete(client: "MlflowClient", run: "Run", record: RunRecord, runs: "dict[str, Run]") -> str | None:
+    """Add what a known run lacks: the files, if it was logged live or they were refused, and a parent made again."""
+    if record.parent in runs and run.data.tags.get(PARENT) != runs[record.parent].info.run_id:
+        client.set_tag(run.info.run_id, PARENT, runs[record.parent].info.run_id)
+    return None if FILES in run.data.tags else _add_files(client, run, record)
 
 
-def _add_files(client: "MlflowClient", run: "Run", item: Wanted) -> str | None:
-    """Store a run's files; why that failed, as where a proxy takes no large ones: the run is worth having without."""
+def _add_files(client: "MlflowClient", run: "Run", record: RunRecord) -> str | None:
+    """Store a run's files; returns the error where that fails, as behind a proxy that takes no large files."""
     from mlflow.exceptions import MlflowException
 
     try:
-        for path in item.files:
+        for path in record.files:
             client.log_artifact(run.info.run_id, str(path))
     except (MlflowException, OSError) as error:
         return " ".join(str(error).split())
-    if item.files:
-        client.set_tag(run.info.run_id, FILES, str(len(item.files)))
+    if record.files:
+        client.set_tag(run.info.run_id, FILES, str(len(record.files)))
     return None
 
 
-def _artifacts(root: Path) -> Iterator[Wanted]:
-    """All complete artifacts below `root`, each behind what it was made from."""
-    found = {}
+def _artifacts(root: Path) -> Iterator[RunRecord]:
+    """All complete artifacts below `root`, each after what it was made from."""
+    records = {}
     for path in sorted(root.glob("*/*/provenance.json")):
         if TEMPORARY not in path.parent.name:
-            item = _artifact_of(path.parent, read_json(path))
-            found[item.key] = item
-    while found:
-        first = next(key for key, item in found.items() if item.parent not in found)
-        yield found.pop(first)
+            record = _artifact_of(path.parent, read_json(path))
+            records[record.key] = record
+    while records:
+        first = next(key for key, record in records.items() if record.parent not in records)
+        yield records.pop(first)
 
 
-def _artifact_of(folder: Path, provenance: dict[str, Any]) -> Wanted:
+def _artifact_of(folder: Path, provenance: dict[str, Any]) -> RunRecord:
     science, end = provenance["science"], _timestamp(provenance["time"])
     stage = str(science["stage"])
     files = sorted(folder.iterdir()) if stage in WHOLE else [folder / "provenance.json", folder / METRICS_FILE]
-    return Wanted(
+    return RunRecord(
         key=str(provenance["key"]),
         parent=str(science.get("parent", "")),
         name=run_name(folder),
@@ -353,14 +370,14 @@ def _artifact_of(folder: Path, provenance: dict[str, Any]) -> Wanted:
     )
 
 
-def _cells(root: Path) -> Iterator[Wanted]:
+def _cells(root: Path) -> Iterator[RunRecord]:
     return (_cell_of(row) for row in read_rows(root) if row.status == "done")
 
 
-def _cell_of(row: Row) -> Wanted:
+def _cell_of(row: Row) -> RunRecord:
     cell, end = row.cell, _timestamp(row.time)
     values = row.metrics | ({} if row.value is None else {"value": row.value})
-    return Wanted(
+    return RunRecord(
         key=cell.key,
         parent=cell.source_key,
         name=f"{cell.task}/{cell.method}-dpc{cell.dpc}/{cell.model}-{cell.evaluator}/{cell.dataset}-{cell.seed}",
@@ -374,5 +391,5 @@ def _cell_of(row: Row) -> Wanted:
 
 
 def _timestamp(text: str) -> int:
-    """Milliseconds since 1970 of a time as rows and provenance have it."""
+    """Milliseconds since 1970 of a time (UTC) as rows and provenance have it."""
     return 1000 * calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))

@@ -1,4 +1,4 @@
-"""What a stage reports while it runs: metrics as JSON lines and, where there is a server, to MLflow; and progress."""
+"""What a stage reports while it runs: progress, and metrics as JSON lines and, where there is a server, to MLflow."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LOG_SECONDS = 30.0  # between progress lines where there is no terminal
 
 
 class Progress:
-    """A progress bar with time left in a terminal, a plain line now and then elsewhere, nothing where not `active`."""
+    """A progress bar in a terminal, a plain line every LOG_SECONDS elsewhere, and nothing where not `active`."""
 
     def __init__(self, total: int, title: str, start: int = 0, active: bool = True) -> None:
         self.total, self.title, self.start, self.active = total, title, start, active
@@ -39,7 +39,10 @@ class Progress:
             self._bar.close()
 
     def update(self, n: int = 1, tokens: int = 0, **values: float) -> None:
-        """Say that `n` more are done, with `tokens` of text, and how things stand."""
+        """Count `n` more steps, which took `tokens` of text; `values` are shown beside the progress.
+
+        Raises Stopped where a signal has asked the process to stop.
+        """
         signals.check()
         self.done += n
         self.tokens += tokens
@@ -57,9 +60,9 @@ class Progress:
 
 
 def finished_metrics(root: Path, names: str = "*") -> list[Path]:
-    """The metrics of every complete artifact below `root`; those of one under way stand under a temporary name."""
-    found = root.glob(f"*/{names}/{METRICS_FILE}")
-    return sorted(path for path in found if TEMPORARY not in path.parent.name)
+    """The metrics files of complete artifacts below `root`; an artifact under way has a temporary name."""
+    files = root.glob(f"*/{names}/{METRICS_FILE}")
+    return sorted(path for path in files if TEMPORARY not in path.parent.name)
 
 
 def tracking_uri(config: Config) -> str | None:
@@ -78,9 +81,10 @@ def tracking_uri(config: Config) -> str | None:
 
 
 class Tracker:
-    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where there is a server, to a run on MLflow.
+    """Logs one stage's metrics to `metrics.jsonl` in its folder and, where there is a server, to a run in MLflow.
 
-    Where not `active`, as on all ranks but the main one, it logs nothing.
+    Logs nothing where not `active`, as on all ranks but the main one. Points that the file has already, from an attempt
+    that was stopped, are sent to MLflow again.
     """
 
     def __init__(self, folder: Path, config: Config, artifact: Artifact, active: bool = True) -> None:

@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 
 import pytest
+from jinja2 import UndefinedError
 from outcomes import changed
 from reports import DILM, FULL, RANDOM, ROW, cells, frame, one_table
 
+from dilm.report.render import cell_text, difference_text, render
 from dilm.report.statistics import Difference, Summary
 from dilm.report.summary import across_models, make_tables
-from dilm.report.tables import cell_text, difference_text, latex, markdown, marked, missing_of
+from dilm.report.tables import latex, markdown, marked, missing_of
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,17 @@ def test_tables_in_latex() -> None:
     assert r"full & 93.0\textsubscript{1.4} \\" in text
     assert r"Model, method & 5 \\" in text and r"other\_1, random & --" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+
+
+def test_names_are_escaped_in_latex_and_stay_as_they_are_in_markdown() -> None:
+    rows = cells(r"a&b_1 ~100% <\x>", DILM, task="t#1 & co") + cells("random", RANDOM, task="t#1 & co")
+    tables = make_tables(frame(rows))
+    text = latex(tables, [])
+    assert r"a\&b\_1 \textasciitilde{}100\% <\textbackslash{}x> & \textbf{85.0}" in text
+    assert r"\caption{t\#1 \& co, tiny (frozen encoder)" in text
+    assert r"| a&b_1 ~100% <\x> | **85.0" in markdown(tables, [], frame([]))
+
+
+def test_a_value_that_a_template_lacks_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="notes"):
+        render("tables.md.j2")

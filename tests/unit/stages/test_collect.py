@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from outcomes import changed
 from reports import DILM, FULL, RANDOM, ROW, cells, put
 
 from dilm.artifacts.rows import rows_folder
-from dilm.stages.collect import run
+from dilm.core.errors import ConfigError
+from dilm.stages.collect import run, to_mlflow
 
 
 def test_the_whole_training_set_alone_is_a_report_too(tmp_path: Path) -> None:
@@ -55,3 +57,24 @@ def test_without_rows_the_report_says_so(tmp_path: Path) -> None:
     assert "No cell is done yet." in (tmp_path / "out" / "tables.md").read_text()
     assert (tmp_path / "out" / "results.csv").exists()
     assert not (tmp_path / "out" / "plots").exists()
+
+
+def test_a_store_that_is_away_ends_a_tool_and_costs_a_study_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    put(tmp_path, cells("dilm", DILM))
+    uri = "http://127.0.0.1:9"  # the port that discards
+    with pytest.raises(ConfigError, match=f"^MLflow at {uri}: "):
+        to_mlflow(tmp_path, uri)
+    assert capsys.readouterr().err == ""
+    to_mlflow(tmp_path, uri, required=False)
+    told = capsys.readouterr().err
+    assert told.startswith(f"MLflow at {uri}: ") and told.count("\n") == 1
+    assert told.endswith(f"; `python tools/collect.py {tmp_path} --mlflow {uri}` tries again\n")
+
+
+def test_cells_are_brought_into_a_store(tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path / "runs", [changed(row, time="2026-01-02T03:04:05Z") for row in cells("dilm", DILM)])
+    to_mlflow(tmp_path / "runs", uri)
+    assert capsys.readouterr().out.endswith("0 runs and 6 cells added, 0 known before\n")
