@@ -17,7 +17,8 @@ OWN = {"task=complaints", "learner=my_encoder", "site=mine", "site=<name>", "mat
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for name, text in fenced if name == language]
 
 
 def anchors(page: Path) -> set[str]:
