@@ -78,26 +78,29 @@ def select(
     _whole(0, seed=seed)
     seed = int(seed)  # NumPy's integers have no JSON, from which seeds are derived
     names, everything = _labelled(texts, labels)
-    if selection == "teach" and len(names) == 1:
-        raise ArgumentError("selection='teach' tells classes apart, and labels has one class; take 'k_centers'.")
-    share = None if selection == "random" else n_candidates
-    candidates = scored = candidate_rows(everything, share, derive_seed("candidates", seed))
-    if selection == "teach":
-        known = {everything.texts[row] for row in candidates}
-        scored = others_first(everything.texts, known, derive_seed("scored", seed))[: TeachConfig().scored]
+    candidates, scored = _drawn(everything, selection, n_candidates, seed)
     needed = np.union1d(candidates, scored)  # what is embedded; all rows below are places in it
     rows, is_candidate_N = everything.take(needed), np.isin(needed, candidates)
-    classes = [
-        _distinct(rows, np.flatnonzero(is_candidate_N & (rows.labels == label)), dpc, name)
-        for label, name in enumerate(names)
-    ]
+    members = [np.flatnonzero(is_candidate_N & (rows.labels == label)) for label in range(len(names))]
+    classes = [_distinct(rows, own, dpc, name) for own, name in zip(members, names, strict=True)]
     if selection == "random":
-        return needed[_each(classes, lambda members, draw: random_rows(len(members), dpc, draw), seed)]
+        return needed[_each(classes, lambda own, draw: random_rows(len(own), dpc, draw), seed)]
     embeddings_ND = _embeddings(encoder, everything, needed, pick_device(device), precision, cache)
     if selection == "teach":
         return needed[_taught(embeddings_ND, rows, classes, np.searchsorted(needed, scored), dpc, seed)]
-    choose = SELECTIONS[selection]
-    return needed[_each(classes, lambda members, draw: choose(embeddings_ND[members], dpc, draw), seed)]
+    return needed[_each(classes, lambda own, draw: SELECTIONS[selection](embeddings_ND[own], dpc, draw), seed)]
+
+
+def _drawn(everything: TextTable, selection: str, n_candidates: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to choose among, and those that `teach` is scored on, of others where there are enough."""
+    share = None if selection == "random" else n_candidates
+    candidates = candidate_rows(everything, share, derive_seed("candidates", seed))
+    if selection != "teach":
+        return candidates, candidates[:0]
+    if len(everything.rows_by_label) == 1:
+        raise ArgumentError("selection='teach' tells classes apart, and labels has one class; take 'k_centers'.")
+    known = {everything.texts[row] for row in candidates}
+    return candidates, others_first(everything.texts, known, derive_seed("scored", seed))[: TeachConfig().scored]
 
 
 def _each(classes: Sequence[np.ndarray], choose: Callable[[np.ndarray, int], np.ndarray], seed: int) -> np.ndarray:
