@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "tracking": "config scheduler artifacts",
     "models": "config hub data artifacts distributed",
     "training": "config data artifacts tracking distributed models",
-    "selection": "config data artifacts tracking distributed models",
+    "selection": "config hub data artifacts tracking distributed models",
     "matching": "config data artifacts tracking distributed models training selection",
     "evaluation": "config hub data artifacts distributed models training",
     "report": "config scheduler artifacts tracking evaluation",

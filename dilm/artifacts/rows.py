@@ -17,12 +17,14 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args
 
 from dilm.artifacts import locks
+from dilm.core.errors import ArgumentError
 from dilm.core.hashing import content_key
 from dilm.core.io import disk_full_named
 from dilm.scheduler import job as job_module
 from dilm.scheduler.job import rank_id, restarts
 
 if TYPE_CHECKING:
+    import pandas
     import pyarrow
 
 
@@ -176,6 +178,22 @@ def read_table(root: Path) -> "pyarrow.Table":
     settled["done"] = settled["status"] == "done"
     counted = settled.sort_values(["key", "done", "time"], kind="stable").drop_duplicates("key", keep="last")
     return table.take(counted.index.to_numpy())
+
+
+def results(root: str | Path = "runs") -> "pandas.DataFrame":
+    """The outcomes of all evaluation cells below `root`, one a row: the columns of `Row` but `metrics`.
+
+    `value` is in percent and NaN where `status` is "failed"; `error` then says why. Raises ArgumentError where nothing
+    has been evaluated.
+    """
+    folder = Path(root).expanduser()
+    if not rows_folder(folder).is_dir():
+        raise ArgumentError(
+            f"root {str(root)!r}: there is no {rows_folder(folder)}. Name the root= of `python -m dilm.evaluate`, "
+            "which writes it."
+        )
+    frame: pandas.DataFrame = read_table(folder).to_pandas()
+    return frame
 
 
 def _plain(annotation: Any) -> Any:

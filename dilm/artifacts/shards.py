@@ -184,8 +184,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def read_shards(folder: Path) -> ShardTable:
+def read_shards(folder: Path | str) -> ShardTable:
     """All rows of a folder of shards, each checked against the index. Raises ShardError that names the file."""
+    folder = Path(folder).expanduser()
     index = read_index(folder)
     return concatenate([_read_shard(folder / entry["file"], entry, index) for entry in index["shards"]])
 

@@ -6,7 +6,6 @@ Torch-free, and quick for a large sweep: what a group's choice brings is compose
 import dataclasses
 import typing
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -15,10 +14,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dilm.config.schema import Config, TaskConfig
+from dilm.config.schema import Config, LearnerConfig, TaskConfig
 from dilm.core.errors import ConfigError, did_you_mean
 from dilm.core.io import CONF_FOLDER
 
+T = typing.TypeVar("T")
 # Groups that fill a part of the tree other than the one that bears their name.
 GROUP_AT = {"match.learner": "learner@match.learner", "generate.encoder": "learner@generate.encoder"}
 
@@ -106,11 +106,19 @@ def one_line(error: Exception) -> str:
 
 def load_task(name: str) -> TaskConfig:
     """A task of `conf/task` by its name. Raises ConfigError."""
-    path = CONF_FOLDER / "task" / f"{name}.yaml"
+    return _load(TaskConfig, "task", name)
+
+
+def load_learner(name: str) -> LearnerConfig:
+    """A learner of `conf/learner` by its name. Raises ConfigError."""
+    return _load(LearnerConfig, "learner", name)
+
+
+def _load(kind: type[T], group: str, name: str) -> T:
+    path = CONF_FOLDER / group / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"task {name!r} is unknown.{did_you_mean(name, options_of('task'))}")
-    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(Path(path))))
-    return typing.cast(TaskConfig, task)
+        raise ConfigError(f"{group} {name!r} is unknown.{did_you_mean(name, options_of(group))}")
+    return typing.cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))))
 
 
 def composed(overrides: Sequence[str], launcher: str | None = None, command: str = "") -> DictConfig:

@@ -16,6 +16,10 @@ class DataError(DilmError):
     """A data set is missing, malformed, or too small for what was asked."""
 
 
+class ArgumentError(DilmError, ValueError):
+    """An argument of the Python API (docs/api.md) is wrong."""
+
+
 class SourceError(DilmError):
     """A pretrained model or a data set can't be fetched, or is not what was pinned."""
 

@@ -1,6 +1,6 @@
 """Data sets from candidates: what each may choose from, and what it takes (paper, section 3.4; docs/method.md)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from dilm.artifacts.fingerprint import selection_of, teach_views
 from dilm.artifacts.shards import ShardTable, concatenate, shard_table
-from dilm.config.schema import EMBEDDED, WRITING_METHODS, Config, LearnerConfig
+from dilm.config.schema import EMBEDDED, WRITING_METHODS, Config, LearnerConfig, TeachConfig
 from dilm.core.errors import DataError
 from dilm.core.hashing import derive_seed
 from dilm.data.corpus import Corpus
@@ -20,10 +20,11 @@ from dilm.data.text_table import TextTable
 from dilm.distributed.device import pick_device
 from dilm.models.features import FeatureStore
 from dilm.selection.coreset import SELECTIONS, random_rows
-from dilm.selection.teach import Labels, search, tuned, view_of
+from dilm.selection.teach import Labels, View, search, tuned, view_of
 from dilm.tracking.tracker import Progress
 
 SHARED = -1  # data-set index of candidates that all data sets share
+Text = tuple[str, ...]  # one string a field
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
@@ -75,7 +76,7 @@ def _choose(
     """The `dpc` texts of one label in one data set."""
     seed = _seed(config, dataset)
     rows = _distinct(config, candidates, dataset, label)
-    draw = derive_seed("choose", seed, label)
+    draw = class_seed(seed, label)
     selection = selection_of(config)
     cluster = np.arange(config.dpc) if selection == "k_centers" else UNKNOWN
     if embeddings_ND is not None:
@@ -124,18 +125,28 @@ class _Teaching:
         scored = random.permutation(len(self.scored))[: settings.scored]
         labels = Labels(self.candidates.table.labels[rows], self.scored.labels[scored], n_labels)
         views = [view_of(seen.candidates_ND[rows], seen.scored_MD[scored]) for seen in self.seen]
-        views, draw = tuned(views, labels, config.dpc, derive_seed("probes", seed)), derive_seed("search", seed)
-        chosen, _ = search(views, labels, config.dpc, draw, settings.passes, settings.restarts)
+        chosen = taught_rows(views, labels, config.dpc, seed, settings)
         return self.candidates.take(rows[chosen]).with_columns(dataset=dataset, seed=seed)
+
+
+def taught_rows(views: Sequence[View], labels: Labels, dpc: int, seed: int, settings: TeachConfig) -> list[int]:
+    """The `dpc` candidates a class that teach most, class by class. `seed` is that of the data set."""
+    views = tuned(views, labels, dpc, derive_seed("probes", seed))
+    chosen, _ = search(views, labels, dpc, derive_seed("search", seed), settings.passes, settings.restarts)
+    return chosen
 
 
 def scored_rows(config: Config, candidates: ShardTable, train: TextTable) -> np.ndarray:
     """Training rows to score sets on: as they come in the corpus, and no candidates where there are enough others."""
-    draw = np.random.default_rng(derive_seed("scored pool", config.task.name, config.seed))
-    order = draw.permutation(len(train))
-    chosen_from = set(candidates.table.texts)
-    candidate_N = np.array([train.texts[row] in chosen_from for row in order])
-    return np.concatenate([order[~candidate_N], order[candidate_N]])[: config.generate.teach.pool]
+    seed = derive_seed("scored pool", config.task.name, config.seed)
+    return others_first(train.texts, set(candidates.table.texts), seed)[: config.generate.teach.pool]
+
+
+def others_first(texts: Sequence[Text], candidates: Set[Text], seed: int) -> np.ndarray:
+    """All rows of `texts` in random order, those of candidates last."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    candidate_N = np.array([texts[row] in candidates for row in order])
+    return np.concatenate([order[~candidate_N], order[candidate_N]])
 
 
 def credible_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path) -> np.ndarray:
@@ -165,6 +176,11 @@ def _seed(config: Config, dataset: int) -> int:
     return derive_seed("dataset", config.task.name, config.seed, dataset)
 
 
+def class_seed(seed: int, label: int) -> int:
+    """What the choice of one class draws with; `seed` is that of the data set."""
+    return derive_seed("choose", seed, label)
+
+
 def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
     """Rows that a data set may choose from: all, its own candidates, or its seeded half of the pool.
 
@@ -185,14 +201,20 @@ def _candidates_of(config: Config, candidates: ShardTable, dataset: int, label: 
     return rows[np.isin(numbers, half)]
 
 
+def first_rows(texts: Sequence[Text], rows: np.ndarray) -> np.ndarray:
+    """Of the rows with equal texts the first ones, in their order."""
+    first: dict[Text, int] = {}
+    for row in rows:
+        first.setdefault(texts[row], int(row))
+    return np.array(list(first.values()), dtype=int)
+
+
 def _distinct(config: Config, candidates: ShardTable, dataset: int, label: int) -> np.ndarray:
     """The candidates of a data set and label, each text once. Raises DataError where they are fewer than dpc."""
     texts, rows = candidates.table, _candidates_of(config, candidates, dataset, label)
-    first: dict[tuple[str, ...], int] = {}
-    for row in rows:
-        first.setdefault(texts.texts[row], int(row))
+    first = first_rows(texts.texts, rows)
     if len(first) >= config.dpc:
-        return np.array(list(first.values()))
+        return first
     name, settings = config.task.labels[label], config.generate
     if config.method not in WRITING_METHODS:
         raise DataError(

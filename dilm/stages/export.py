@@ -4,21 +4,18 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dilm.artifacts.artifact import code_and_packages
-from dilm.artifacts.shards import Inspected, ShardTable, inspected
+from dilm.artifacts.huggingface import columns_of, features_of, splits_of
+from dilm.artifacts.shards import Inspected, inspected
 from dilm.config.schema import Config
 from dilm.core.errors import ConfigError, DilmError, SourceError
 from dilm.core.io import TEMPORARY, new_folder, read_json, sha256_file, write_bytes, write_json
 from dilm.data.text_table import LABELS
 from dilm.report.card import card
-
-if TYPE_CHECKING:
-    from datasets import Features
-
 
 HUB = "hub://"
 PLACES = ("root", "cache", "tracking_uri", "shard", "to")  # of one machine: nobody else's affair
@@ -55,53 +52,19 @@ def _stands(folder: Path, subject: Inspected, force: bool) -> bool:
     return True
 
 
-def splits_of(subject: Inspected) -> dict[str, ShardTable]:
-    """A split for each data set: `data_set_00` and so on; `train` where there is one; `candidates` of a pool."""
-    numbers = [int(number) for number in np.unique(subject.rows.dataset)]
-    names = {number: f"data_set_{number:02d}" if number >= 0 else "candidates" for number in numbers}
-    if len(numbers) == 1 and numbers[0] >= 0:
-        names = {numbers[0]: "train"}
-    return {name: subject.rows.take(np.flatnonzero(subject.rows.dataset == n)) for n, name in names.items()}
-
-
 def write_export(config: Config, subject: Inspected, folder: Path) -> None:
     """Fill a folder with Parquet, JSON lines, the card and the provenance."""
     from datasets import Dataset
 
-    splits, features = splits_of(subject), features_of(subject)
+    splits, features = splits_of(subject.rows), features_of(subject.index, subject.rows)
     for name, rows in splits.items():
-        columns = _columns(subject, rows, features)
+        columns = columns_of(subject.index["fields"], rows, features)
         path = folder / "data" / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
         Dataset.from_dict(columns, features=features).to_parquet(path)
         _write_lines(folder / "jsonl" / f"{name}.jsonl", subject.index["fields"], columns)
     write_bytes(folder / "README.md", card(subject, list(splits), Path(config.root)).encode())
     write_json(folder / PROVENANCE, provenance_of(subject))
-
-
-def features_of(subject: Inspected) -> "Features":
-    """Columns of an export; NLL and cluster only where they are known."""
-    from datasets import ClassLabel, Features, Value
-
-    fields = {name: Value("string") for name in subject.index["fields"]}
-    known: dict[str, Any] = {**fields, "label": ClassLabel(names=list(subject.index["labels"]))}
-    if not np.isnan(subject.rows.nll).all():
-        known["nll"] = Value("float32")
-    if (subject.rows.cluster >= 0).any():
-        known["cluster"] = Value("int32")
-    return Features(known)
-
-
-def _columns(subject: Inspected, rows: ShardTable, features: "Features") -> dict[str, list[Any]]:
-    # Half a character, which a generator may write, is none that Parquet knows.
-    texts = [[field.encode("utf-8", "replace").decode() for field in text] for text in rows.table.texts]
-    columns: dict[str, list[Any]] = {
-        name: [text[place] for text in texts] for place, name in enumerate(subject.index["fields"])
-    }
-    columns["label"] = rows.table.labels.tolist()
-    columns["nll"] = [None if np.isnan(value) else float(value) for value in rows.nll]
-    columns["cluster"] = rows.cluster.tolist()
-    return {name: columns[name] for name in features}
 
 
 def _write_lines(path: Path, fields: list[str], columns: dict[str, list[Any]]) -> None:

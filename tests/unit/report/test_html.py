@@ -2,12 +2,12 @@
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from outcomes import changed
 from reports import DILM, FULL, RANDOM, ROW, cells, frame, put
 
 from dilm.artifacts.rows import rows_folder
@@ -93,8 +93,8 @@ class Elements(HTMLParser):
 def test_a_name_or_a_text_is_shown_as_it_is_and_is_never_markup(tmp_path: Path, name: str) -> None:
     """As a method, a task, a model and an error, in tables, filters and plots; and as a text of a data set."""
     put_shards(tmp_path, "dilm", "k1", [name, "<script>alert(1)</script>"], [0, 1], dataset=0)
-    failed = replace(ROW, key="f", method=name, model=name, status="failed", value=None, error=name)
-    named = [replace(row, key=f"{name}-{row.key}", model=name, method=name) for row in cells("dilm", DILM)]
+    failed = changed(ROW, key="f", method=name, model=name, status="failed", value=None, error=name)
+    named = [changed(row, key=f"{name}-{row.cell.key}", model=name, method=name) for row in cells("dilm", DILM)]
     put(tmp_path, [*cells(name, DILM), *cells("random", RANDOM), *named, failed])
     collect.run(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
