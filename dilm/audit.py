@@ -7,8 +7,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from dilm.cli import main
+from dilm.config.help import Command
 from dilm.config.schema import Config
 from dilm.core.io import read_json
+
+COMMAND = Command(
+    "audit",
+    "Tell what a data set copies from the corpus, whether its labels hold, and how varied it is.",
+    reads=("shard", "audit", "generate", "learner"),
+    examples=(
+        ("shard=runs/sst2/dilm-dpc5-<key>", "with the paper's learner as teacher"),
+        ("shard=... learner=minilm learner.freeze_encoder=true generate.encoder=minilm", "on a CPU"),
+        ("shard=... audit.span=8 audit.embedded_rows=5000", "stricter, and faster"),
+    ),
+    next="python -m dilm.export shard={config.shard} to=<folder>",
+)
 
 
 def run(config: Config) -> None:
@@ -80,4 +93,4 @@ def _number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main("Tell what a data set copies from the corpus, whether its labels hold, and how varied it is.", run)
+    main(COMMAND, run)

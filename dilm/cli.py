@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,9 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from dilm import cli
 from dilm.config import help
 from dilm.config.compose import attach, checked
+from dilm.config.help import Command
 from dilm.config.schema import Config
 from dilm.config.stages import CELLS, job_commands, kind_of
 from dilm.config.validate import typed
@@ -31,11 +30,9 @@ from dilm.launch import hydra_launcher, plan, worker
 from dilm.launch.submit import attach_requests
 from dilm.launch.sweep import with_sweep
 from dilm.launch.worker import INTERRUPTED, READER_GONE, USER_ERROR, Ending, Recorder, as_line, reader_gone, user_error
-from dilm.scheduler.records import DONE, Call
+from dilm.scheduler.records import DONE
 
 LISTED = 8
-NEXT = {"prefetch": "train", "train": "generate", "generate": "evaluate"}
-TRAINING_KEYS = ("stages=", "match.trajectory=")  # that choose a part of what `train` makes
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,17 @@ class Ran:
     told: str = ""  # its outcome in a line, such as a score
 
 
-def say(command: str, runs: Sequence[Ran], arguments: Sequence[str], seconds: float) -> None:
+def say(command: Command, runs: Sequence[Ran], arguments: Sequence[str], seconds: float) -> None:
     """Print it, where somebody looks at a terminal."""
     if runs and sys.stdout.isatty():
         Console().print(Panel("\n".join(map(escape, lines_of(command, runs, arguments, seconds))), expand=False))
 
 
-def lines_of(command: str, runs: Sequence[Ran], arguments: Sequence[str], seconds: float) -> list[str]:
+def lines_of(command: Command, runs: Sequence[Ran], arguments: Sequence[str], seconds: float) -> list[str]:
     """The lines: outcomes and folders, at most a few; then what comes next."""
     minutes, rest = divmod(round(seconds), 60)
     spent = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-    lines = [f"{command}: {len(runs)} {'run' if len(runs) == 1 else 'runs'} in {spent}"]
+    lines = [f"{command.name}: {len(runs)} {'run' if len(runs) == 1 else 'runs'} in {spent}"]
     root = runs[-1].config.root
     shown = [line for ran in runs for line in ([ran.told] if ran.told else [f"{root}/{name}" for name in ran.made])]
     shown = list(dict.fromkeys(shown))
@@ -67,18 +64,9 @@ def lines_of(command: str, runs: Sequence[Ran], arguments: Sequence[str], second
     return [*lines, f"next: {next_command(command, runs[-1].config, arguments)}"]
 
 
-def next_command(command: str, config: Config, arguments: Sequence[str]) -> str:
+def next_command(command: Command, config: Config, arguments: Sequence[str]) -> str:
     """What somebody who ran this wants to run next, with the same keys."""
-    if command in NEXT:
-        keys = [key for key in arguments if not key.startswith(TRAINING_KEYS)]
-        return " ".join([f"python -m dilm.{NEXT[command]}", *keys])
-    if command == "evaluate":
-        return f"python tools/collect.py {config.root} --out report"
-    if command == "audit":
-        return f"python -m dilm.export shard={config.shard} to=<folder>"
-    if command == "export":
-        return f'datasets.load_dataset("{config.to}")'
-    return f"open {config.root}/report/index.html"
+    return command.next.format(keys=" ".join(_making(arguments)), config=config)
 
 
 def run_tool(main: Callable[[list[str]], None]) -> None:
@@ -99,11 +87,11 @@ def run_tool(main: Callable[[list[str]], None]) -> None:
 Run = Callable[[Config], str | None]  # of a command; what it returns is its outcome in a line
 
 
-def main(about: str, run: Run) -> None:
+def main(command: Command, run: Run) -> None:
     """Compose the configuration from the command line, run, and exit with the status that tells how it ended."""
     recorder = Recorder()
     try:
-        _main(about, run, recorder)
+        _main(command, run, recorder)
         end = Ending(0, DONE)
     except BaseException as error:
         end = worker.ending(error, recorder)
@@ -111,60 +99,60 @@ def main(about: str, run: Run) -> None:
     worker.leave(end.status)
 
 
-def _main(about: str, run: Run, recorder: Recorder) -> None:
+def _main(command: Command, run: Run, recorder: Recorder) -> None:
     began = time.monotonic()
     worker.prepare()
     attach()
     attach_requests()
+    help.register(command)
     hydra_launcher.register()
-    command = Path(sys.argv[0]).stem
-    help.register(command, about)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
     given = sys.argv[1:]
     arguments = checked(given)
     if {"-m", "--multirun"} & set(arguments):  # Hydra would sweep an experiment's keys beside those given
-        arguments = [*with_sweep(arguments, command), "hydra.sweeper.params=null"]
-    sys.argv[1:] = [*arguments, f"hydra.job.name={command}"]  # which Hydra takes for `launch`
+        arguments = [*with_sweep(arguments, command.name), "hydra.sweeper.params=null"]
+    sys.argv[1:] = [*arguments, f"hydra.job.name={command.name}"]  # which Hydra takes for `launch`
     if worker.rank():
         sys.argv.append("hydra.output_subdir=null")  # the main rank writes Hydra's files
 
-    failures: list[DilmError] = []
-    runs: list[Ran] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")
-    def job(composed: DictConfig) -> None:
-        _run_job(command, run, composed, recorder, failures, runs)
-
-    job()
-    if failures:
-        raise failures[0]
+    jobs = Jobs(command.name, run, recorder)
+    hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")(jobs.run_one)()
+    if jobs.failures:
+        raise jobs.failures[0]
     if not worker.rank():
-        cli.say(command, runs, given, time.monotonic() - began)
+        say(command, jobs.done, given, time.monotonic() - began)
 
 
-def _run_job(
-    command: str, run: Run, composed: DictConfig, recorder: Recorder, failures: list[DilmError], runs: list[Ran]
-) -> None:
-    """One job. In a multirun the user's errors are told at once and kept, and the other jobs go on."""
-    hydra_config = HydraConfig.get()
-    keys = tuple(hydra_config.overrides.task)
-    worker.prepare_work()
-    try:
-        config = with_fallback(typed(composed))
-        made = plan.makes(config, command)
-        if command in job_commands():
-            recorder.add(config, Call(command, keys, config.task.name, made))
-        told = run(config) or ""
-        folders = tuple(name for stage, names in made.items() if kind_of(stage) != CELLS for name in names)
-        runs.append(Ran(config, keys, folders, told))
-    except Exception as caught:
-        if (error := user_error(caught)) is None:
-            raise
-        if isinstance(error, MissingArtifactError):
-            # Those that leave out what makes it would lead here again.
-            error = error.with_keys(
-                " ".join(key for key in keys if not key.startswith(("stages=", "match.trajectory=")))
-            )
-        if hydra_config.mode == RunMode.MULTIRUN:
-            print(f"{' '.join(keys)}: {as_line(error)}", file=sys.stderr)
-        failures.append(error)  # raised where Hydra is done, which would add a line of its own
+class Jobs:
+    """The jobs of one command that Hydra runs in this process: one, or one for each combination of keys."""
+
+    def __init__(self, command: str, run: Run, recorder: Recorder) -> None:
+        self.command, self.run, self.recorder = command, run, recorder
+        self.done: list[Ran] = []
+        self.failures: list[DilmError] = []
+
+    def run_one(self, composed: DictConfig) -> None:
+        """Run one. Errors of the user are kept until Hydra is done; in a multirun they are printed at once as well."""
+        keys = tuple(HydraConfig.get().overrides.task)
+        worker.prepare_work()
+        try:
+            config = with_fallback(typed(composed))
+            call = plan.call_of(self.command, keys, config)
+            if self.command in job_commands():
+                self.recorder.add(config, call)
+            told = self.run(config) or ""
+            made = tuple(name for stage, names in call.makes.items() if kind_of(stage) != CELLS for name in names)
+            self.done.append(Ran(config, keys, made, told))
+        except Exception as caught:
+            if (error := user_error(caught)) is None:
+                raise
+            if isinstance(error, MissingArtifactError):
+                error = error.with_keys(" ".join(_making(keys)))
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                print(f"{' '.join(keys)}: {as_line(error)}", file=sys.stderr)
+            self.failures.append(error)  # raised where Hydra is done, which would add a line of its own
+
+
+def _making(keys: Sequence[str]) -> list[str]:
+    """The keys without those that choose a part of what `train` makes."""
+    return [key for key in keys if not key.startswith(("stages=", "match.trajectory="))]

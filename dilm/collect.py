@@ -3,9 +3,21 @@
 from pathlib import Path
 
 from dilm.cli import main
+from dilm.config.help import Command
 from dilm.config.schema import Config
 from dilm.config.stages import REPORT
 from dilm.tracking.tracker import tracking_uri
+
+COMMAND = Command(
+    "collect",
+    "Bring the rows of all jobs together in a report.",
+    reads=("tracking", "tracking_uri"),
+    examples=(
+        ("root=runs", "the report of all rows, in runs/report"),
+        ("root=/scratch/me/runs", "of another root"),
+        ("hydra/launcher=slurm site=mine root=runs -m", "as a job"),
+    ),
+)
 
 
 def run(config: Config) -> None:
@@ -21,4 +33,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main("Bring the rows of all jobs together in a report.", run)
+    main(COMMAND, run)

@@ -1,7 +1,20 @@
 """`python -m dilm.evaluate`: train fresh learners on distilled data sets and score them on dev."""
 
 from dilm.cli import main
+from dilm.config.help import Command
 from dilm.config.schema import Config
+
+COMMAND = Command(
+    "evaluate",
+    "Evaluate distilled data sets: train fresh learners on each and score them on dev.",
+    reads=("evaluator", "n_seeds", "learner", "llm", "evaluate", "icl"),
+    examples=(
+        ("-m task=sst2 method=random,dilm dpc=5,10,20", "fine-tuned learners: data sets x seeds"),
+        ("task=sst2 method=dilm learner=minilm learner.freeze_encoder=true", "the head alone is trained"),
+        ("task=sst2 method=dilm dpc=5 evaluator=icl llm=gpt2_xl", "in context"),
+    ),
+    next="python tools/collect.py {config.root} --out report",
+)
 
 
 def run(config: Config) -> str:
@@ -17,4 +30,4 @@ def run(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    main("Evaluate distilled data sets: train fresh learners on each and score them on dev.", run)
+    main(COMMAND, run)

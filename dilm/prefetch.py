@@ -1,7 +1,20 @@
 """`python -m dilm.prefetch`: bring models and data into the local cache, so that jobs need no network."""
 
 from dilm.cli import main
+from dilm.config.help import Command
 from dilm.config.schema import Config, GeneratorConfig, LearnerConfig, LlmConfig
+
+COMMAND = Command(
+    "prefetch",
+    "Fetch a task's rows and the models it needs into the cache.",
+    reads=("generator", "learner", "llm"),
+    examples=(
+        ("task=sst2", "rows, and the paper's models"),
+        ("-m task=sst2,qqp generator=gpt2 learner=bert_base,roberta_base", "of several tasks and learners"),
+        ("task=sst2 llm=smollm2 cache=/scratch/me/dilm", "into another cache"),
+    ),
+    next="python -m dilm.train {keys}",
+)
 
 
 def run(config: Config) -> None:
@@ -23,4 +36,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main("Fetch a task's rows and the models it needs into the cache.", run)
+    main(COMMAND, run)

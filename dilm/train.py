@@ -3,9 +3,22 @@
 from pkgutil import resolve_name
 
 from dilm.cli import main
+from dilm.config.help import Command
 from dilm.config.schema import Config
 from dilm.config.stages import STAGES
 from dilm.tracking.tracker import tracking_uri
+
+COMMAND = Command(
+    "train",
+    "Train a generator: language-model pre-training, then gradient matching.",
+    reads=("stages", "generator", "pretrain", "match", "engine", "checkpoint", "tracking", "tracking_uri"),
+    examples=(
+        ("task=sst2", "one generator, with the paper's models and steps"),
+        ("experiment=quickstart", "small models, ten minutes on a CPU"),
+        ("-m hydra/launcher=slurm site=mine task=sst2,qqp,mnli", "three jobs on a cluster"),
+    ),
+    next="python -m dilm.generate {keys}",
+)
 
 
 def run(config: Config) -> None:
@@ -22,4 +35,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main("Train a generator: language-model pre-training, then gradient matching.", run)
+    main(COMMAND, run)

@@ -10,9 +10,15 @@ import numpy as np
 
 from dilm.artifacts.shards import ShardTable, read_shards
 from dilm.cli import main
+from dilm.config.help import Command
 from dilm.config.schema import Config
 
 METHODS = ("lm", "dilm")  # before and after
+COMMAND = Command(
+    "similarity",
+    "Compare the gradient similarity of candidates before and after matching.",
+    reads=("match", "generate"),
+)
 
 
 def run(config: Config) -> None:
@@ -62,4 +68,4 @@ def text(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main("Compare the gradient similarity of candidates before and after matching.", run)
+    main(COMMAND, run)

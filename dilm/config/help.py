@@ -6,7 +6,7 @@ As a script it prints the page of all keys: `python -m dilm.config.help > docs/k
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -29,74 +29,38 @@ CHOSEN: dict[Any, str] = {  # parts that a name chooses, and where their keys ar
 NAMED = ("task", "site")  # of which no command lists all keys
 WHAT = ("task", "data", "method", "dpc", "n_datasets", "seed")
 WHERE = ("root", "force", "precision", "device", "threads", "cache", "site", "launcher")
-OWN: dict[str, tuple[str, ...]] = {  # parts of the tree that a command reads, besides what all share
-    "train": ("stages", "generator", "pretrain", "match", "engine", "checkpoint", "tracking", "tracking_uri"),
-    "generate": ("variant", "generator", "generate", "published"),
-    "evaluate": ("evaluator", "n_seeds", "learner", "llm", "evaluate", "icl"),
-    "collect": ("tracking", "tracking_uri"),
-    "prefetch": ("generator", "learner", "llm"),
-    "audit": ("shard", "audit", "generate", "learner"),
-    "export": ("shard", "to"),
-    "similarity": ("match", "generate"),
-}
-EXAMPLES = {
-    "train": (
-        ("task=sst2", "one generator, with the paper's models and steps"),
-        ("experiment=quickstart", "small models, ten minutes on a CPU"),
-        ("-m hydra/launcher=slurm site=mine task=sst2,qqp,mnli", "three jobs on a cluster"),
-    ),
-    "generate": (
-        ("task=sst2 method=random dpc=10", "data sets of real texts"),
-        ("-m task=sst2 method=lm,dilm dpc=5,10,20", "from a trained generator"),
-        ("task=sst2 method=dilm generate.exclude_copies=true", "without copies of training texts"),
-    ),
-    "evaluate": (
-        ("-m task=sst2 method=random,dilm dpc=5,10,20", "fine-tuned learners: data sets x seeds"),
-        ("task=sst2 method=dilm learner=minilm learner.freeze_encoder=true", "the head alone is trained"),
-        ("task=sst2 method=dilm dpc=5 evaluator=icl llm=gpt2_xl", "in context"),
-    ),
-    "collect": (
-        ("root=runs", "the report of all rows, in runs/report"),
-        ("root=/scratch/me/runs", "of another root"),
-        ("hydra/launcher=slurm site=mine root=runs -m", "as a job"),
-    ),
-    "prefetch": (
-        ("task=sst2", "rows, and the paper's models"),
-        ("-m task=sst2,qqp generator=gpt2 learner=bert_base,roberta_base", "of several tasks and learners"),
-        ("task=sst2 llm=smollm2 cache=/scratch/me/dilm", "into another cache"),
-    ),
-    "audit": (
-        ("shard=runs/sst2/dilm-dpc5-<key>", "with the paper's learner as teacher"),
-        ("shard=... learner=minilm learner.freeze_encoder=true generate.encoder=minilm", "on a CPU"),
-        ("shard=... audit.span=8 audit.embedded_rows=5000", "stricter, and faster"),
-    ),
-    "export": (
-        ("shard=runs/sst2/dilm-dpc5-<key> to=exported/sst2", "a folder that datasets.load_dataset loads"),
-        ("shard=... to=exported/sst2 force=true", "again, with newer scores and audits on its card"),
-        ("shard=... to=hub://me/sst2-distilled", "to the hub"),
-    ),
-}
 ENDING = """\
 A model's name chooses a whole part: learner=minilm, match.learner=minilm, generate.encoder=minilm.
 Exit status: 0 done; 2 something to mend, told in one line; 1 a bug; 75 stopped by a signal; 130 interrupted.
 --cfg job prints the whole tree. Tab completion: eval "$({call} -sc install=bash)"."""
 
 
-def register(command: str, about: str) -> None:
+@dataclass(frozen=True)
+class Command:
+    """What `--help` says of a command, and what it names as the next one when it has ended."""
+
+    name: str
+    about: str  # what it does, in a line
+    reads: tuple[str, ...]  # parts of the configuration, besides what all commands share
+    examples: tuple[tuple[str, str], ...] = ()  # keys, and what they bring; (): a file in tools/
+    next: str = "open {config.root}/report/index.html"  # the line that follows, from the run's `keys` and `config`
+
+
+def register(command: Command) -> None:
     """Have Hydra's `--help` print ours; conf/config.yaml asks for it."""
 
     def resolve(*, _root_: DictConfig) -> str:
-        return help_text(command, about, _root_).replace("$", "$$")  # Hydra substitutes what follows a single one
+        return help_text(command, _root_).replace("$", "$$")  # Hydra substitutes what follows a single one
 
     OmegaConf.register_new_resolver("dilm_help", resolve, replace=True)
 
 
-def help_text(command: str, about: str, composed: DictConfig) -> str:
+def help_text(command: Command, composed: DictConfig) -> str:
     """All that `--help` says of a command, with the defaults of the composed configuration."""
-    examples = EXAMPLES.get(command, ())
-    call = f"python -m dilm.{command}" if examples else f"python tools/{command}.py"
+    examples = command.examples
+    call = f"python -m dilm.{command.name}" if examples else f"python tools/{command.name}.py"
     width = max((len(keys) for keys, _ in examples), default=0)
-    lines = [about, "", "Usage", f"  {call} key=value ...            one run"]
+    lines = [command.about, "", "Usage", f"  {call} key=value ...            one run"]
     lines += [f"  {call} -m key=a,b key2=c,d ...   one run for every combination"]
     lines += ["", "Examples"] if examples else []
     lines += [f"  {call} {keys:<{width}}   {meaning}" for keys, meaning in examples]
@@ -105,7 +69,7 @@ def help_text(command: str, about: str, composed: DictConfig) -> str:
         head = f"  {group + '=':<18}"
         lines += textwrap.wrap(", ".join(options_of(group)), WIDTH, initial_indent=head, subsequent_indent=" " * 20)
     parts = {field.name: field for field in fields(Config)}
-    for title, names in (("Keys of this command", OWN[command]), ("Keys of all commands", WHAT + WHERE)):
+    for title, names in (("Keys of this command", command.reads), ("Keys of all commands", WHAT + WHERE)):
         body = [line for name in names for line in _described(parts[name], (name,), composed[name])]
         lines += ["", title, *body] if body else []
     return "\n".join([*lines, "", ENDING.format(call=call)])

@@ -59,7 +59,7 @@ class _Launcher(Launcher):
             config = composer.config(overrides)
             if config.root != str(root):
                 raise ConfigError("root can't be swept: the jobs of one sweep write below one root.")
-            calls.append(Call(command, tuple(overrides), config.task.name, plan.makes(config, command)))
+            calls.append(plan.call_of(command, tuple(overrides), config))
         verdicts = self.run(root, command, calls, force=bool(self.config.force))
         ended = zip(calls, verdicts, strict=True)
         failed = [(call, reason) for call, (state, reason) in ended if state != records.DONE]

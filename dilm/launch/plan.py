@@ -36,6 +36,13 @@ def makes(config: Config, command: str) -> dict[str, list[str]]:
     return {name: keys for name, keys in made.items() if keys}
 
 
+def call_of(command: str, overrides: tuple[str, ...], config: Config) -> Call:
+    """A call of a command, with what it makes."""
+    made = makes(config, command)
+    task = "" if REPORT in map(kind_of, made) else config.task.name
+    return Call(command, overrides, task, made)
+
+
 @dataclass(frozen=True)
 class Unit:
     """Something to be made by one call."""

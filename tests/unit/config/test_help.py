@@ -3,37 +3,43 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 
 from dilm.config.compose import checked, composed
-from dilm.config.help import EXAMPLES, OWN, WHAT, WHERE, WIDTH, help_text, page
+from dilm.config.help import WHAT, WHERE, WIDTH, Command, help_text, page
 from dilm.config.keys import key_of, leaves
 from dilm.config.schema import Config
 from dilm.core.io import CONF_FOLDER
 
+NAMES = ("train", "generate", "evaluate", "collect", "prefetch", "audit", "export")
+COMMANDS: dict[str, Command] = {name: resolve_name(f"dilm.{name}:COMMAND") for name in NAMES}
+TOOL = Command("similarity", "A file in tools/.", reads=("match", "generate"))
 
-def text_of(command: str) -> str:
-    return help_text(command, "What it does.", composed([], launcher="basic", command=command))
+
+def text_of(command: Command) -> str:
+    return help_text(command, composed([], launcher="basic", command=command.name))
 
 
-@pytest.mark.parametrize("command", OWN)
-def test_it_fits_a_terminal_and_names_every_key_once(command: str) -> None:
+@pytest.mark.parametrize("command", [*COMMANDS.values(), TOOL], ids=lambda command: command.name)
+def test_it_fits_a_terminal_and_names_every_key_once(command: Command) -> None:
     text = text_of(command)
     keys = re.findall(r"^  ([a-z_.]+)=\S", text, re.M)
     assert len(keys) == len(set(keys))
-    for name in (*OWN[command], *WHAT, *WHERE):
+    for name in (*command.reads, *WHAT, *WHERE):
         assert any(key.split(".")[0] == name for key in keys), name
     told = text.partition("Groups")[2]
     assert max(map(len, told.splitlines())) <= WIDTH + 10
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
-def test_examples_are_accepted(command: str) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_accepted(name: str) -> None:
     """But for the site and the folders, which are the reader's own."""
-    assert len(EXAMPLES[command]) == 3
-    for keys, meaning in EXAMPLES[command]:
+    assert COMMANDS[name].name == name
+    assert len(COMMANDS[name].examples) == 3
+    for keys, meaning in COMMANDS[name].examples:
         checked([key for key in keys.split() if key not in ("-m", "site=mine")])
         assert meaning
 
@@ -44,8 +50,8 @@ KEYS = {leaf.name: key_of(leaf.field) for leaf in leaves(Config())}
 def test_a_meaning_is_what_the_field_declares() -> None:
     assert KEYS["match.temperature"].meaning == "T in softmax(-nll / T)"
     assert KEYS["match.optimizer.clip"].meaning == "largest norm of the gradient"
-    assert "  match.temperature=1.0                    T in softmax(-nll / T)\n" in text_of("train")
-    assert "match.temperature" not in text_of("generate")
+    assert "  match.temperature=1.0                    T in softmax(-nll / T)\n" in text_of(COMMANDS["train"])
+    assert "match.temperature" not in text_of(COMMANDS["generate"])
 
 
 def test_a_meaning_has_choices_and_units() -> None:
@@ -55,7 +61,7 @@ def test_a_meaning_has_choices_and_units() -> None:
     )
     assert KEYS["launcher.minutes"].meaning == "time limit of a job; null: the site's [minutes]"
     assert "  launcher.mem_gb=null                     memory on each node; null: the site's [GB]\n" in text_of(
-        "export"
+        COMMANDS["export"]
     )
 
 
@@ -65,7 +71,7 @@ def test_every_key_has_a_meaning() -> None:
 
 
 def test_a_part_that_a_name_chooses_says_what_it_is_for() -> None:
-    text = re.sub(r"\n {20,}", " ", text_of("train") + text_of("generate"))
+    text = re.sub(r"\n {20,}", " ", text_of(COMMANDS["train"]) + text_of(COMMANDS["generate"]))
     assert "match.learner=bert_base                  learner whose gradients are matched, with keys as" in text
     assert "generate.encoder=bert_base               encoder whose embeddings choose texts, with keys as" in text
     assert "task=sst2                                the task; one of your own: docs/own-data.md\n" in text
@@ -107,6 +113,6 @@ def test_defaults_are_the_papers_where_it_has_one_value() -> None:
 
 
 def test_the_groups_are_those_of_the_folder() -> None:
-    text = text_of("train")
+    text = text_of(COMMANDS["train"])
     groups = {path.name for path in CONF_FOLDER.iterdir() if path.is_dir()} - {"hydra"}
     assert groups == {group for group in groups if f"  {group}= " in text}
