@@ -35,7 +35,7 @@ ROOT = {"cli", *COMMANDS}  # files of the package's root, which may import every
 NO_TORCH = ("core", "config", "scheduler", "hub", "data", "artifacts", "tracking", "report", "launch")
 TORCH_FREE = ("evaluation.cells", "evaluation.metrics", "evaluation.text_metrics", *sorted(ROOT))  # of other packages
 STILL_SHORT = """
-core.hashing evaluation.metrics models.bag_of_words scheduler.job stages.collect training.optimizer
+core.hashing scheduler.job stages.collect
 """.split()
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from dilm.config.schema import GeneratorConfig, LearnerConfig, SourceConfig, TaskConfig
 from dilm.core.errors import ConfigError
-from dilm.hub.pretrained import model_folder
 from dilm.distributed.world import ALONE
+from dilm.hub.pretrained import model_folder
 from dilm.matching.gradients import (
     AutogradGradients,
     HeadGradients,
