@@ -1,4 +1,4 @@
-"""Where tensors live and in which precision: the only file that says "cuda"."""
+"""Devices, precision and seeds of torch. The only file that says "cuda"."""
 
 import ctypes
 import os
@@ -16,7 +16,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt, in bytes
 
 
 def pick_device(name: str, threads: int | None = None) -> torch.device:
-    """The device called `auto`, `cpu` or `cuda`; sets torch's CPU threads where a number is given."""
+    """The device called `auto`, `cpu` or `cuda`; sets torch's CPU threads where a number is given.
+
+    `auto` is the GPU where there is one. On a GPU this process's becomes the current one.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -25,33 +28,31 @@ def pick_device(name: str, threads: int | None = None) -> torch.device:
     if name == "cuda":
         take_own_gpu()
     if name == "cpu":
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # else DeepSpeed, which transformers imports, warns of its choice
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it DeepSpeed, which transformers imports, warns
         _keep_freed_memory()
     return torch.device(name)
 
 
 def take_own_gpu() -> None:
-    """Make this process's GPU the current one: that of its LOCAL_RANK, or the one that the launcher left in sight."""
+    """Make this process's GPU the current one: that of its LOCAL_RANK, or the only one that is visible to it."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def current_gpu() -> int | None:
-    """The number of the current GPU among those in sight; None without any."""
+    """The index of the current GPU among the visible ones; None without any."""
     return torch.cuda.current_device() if torch.cuda.is_available() else None
 
 
 def collective_backend() -> str:
-    """What carries tensors between processes: gloo those on CPUs, NCCL those on GPUs."""
+    """The backend of torch.distributed: gloo for tensors on CPUs, and NCCL for those on GPUs where there are any."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc use freed memory again rather than give it back: else every large tensor costs fresh zeroed pages.
+    """Let glibc reuse freed memory rather than return it: otherwise every large tensor costs fresh zeroed pages.
 
-    A fifth of a training step's time on a CPU.
+    That is a fifth of a training step's time on a CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -60,31 +61,31 @@ def _keep_freed_memory() -> None:
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The values on the device; to a GPU they go while the processor prepares what is next."""
+    """The values on the device; copies to a GPU don't block, so that the CPU can go on."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def attention(device: torch.device) -> str:
-    """The attention kernel: on a CPU the plain one, since the fused one's backward pass takes twice as long there."""
+    """The attention kernel by transformers' name: on a CPU the plain one, whose backward pass takes half as long."""
     return "eager" if device.type == "cpu" else "sdpa"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast, or a context that does nothing for `fp32`. Weights and sums stay in fp32."""
     if precision == "bf16":
-        _tell_of_slow_bf16(device)
+        _warn_of_slow_bf16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether torch has kernels of its own for bf16: on GPUs, and on CPUs whose bf16 products oneDNN takes."""
+    """Whether the device multiplies bf16 natively: GPUs do, and CPUs whose bf16 products oneDNN takes."""
     if device.type == "cuda":
         return True
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache
-def _tell_of_slow_bf16(device: torch.device) -> None:
+def _warn_of_slow_bf16(device: torch.device) -> None:
     """Say once that this processor emulates bf16. Never changed by itself: precision is part of what artifacts are."""
     if not multiplies_bf16(device):
         print(
@@ -96,13 +97,13 @@ def _tell_of_slow_bf16(device: torch.device) -> None:
 
 
 def to_fp32(values: torch.Tensor) -> torch.Tensor:
-    """The values in fp32 at least: what losses are made and summed in."""
+    """The values in fp32, or in fp64 where they are: losses are computed and summed in no less."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @contextmanager
 def out_of_memory() -> Iterator[None]:
-    """Turn torch's report that memory is full, of a GPU or of the machine, into advice."""
+    """Turn torch's error that memory is full, of a GPU or of the machine, into a TrainingError with advice."""
     try:
         yield
     except RuntimeError as error:
@@ -116,7 +117,7 @@ def out_of_memory() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators (dropout, initialisation) for the block; what was before comes back after it."""
+    """Seed torch's generators (dropout, initialisation) for the block, and restore their states after it."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -1,11 +1,14 @@
-"""Scores of predicted labels, in percent."""
+"""Scores of predicted labels, in percent, as GLUE (Wang et al. 2019) scores its tasks.
+
+`task.metric` names one of `SCORES` or `MADE_OF`.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-Score = Callable[[np.ndarray, np.ndarray], float]  # true, predicted
+Score = Callable[[np.ndarray, np.ndarray], float]  # of true and predicted labels, (n,) each; 1 is the best
 
 
 def _f1(labels: np.ndarray, predicted: np.ndarray, average: str = "binary") -> float:
@@ -33,9 +36,10 @@ MADE_OF = {"accuracy_f1": ("accuracy", "f1")}  # means of others
 def score(metric: str, predicted: np.ndarray, labels: np.ndarray) -> tuple[float, dict[str, float]]:
     """The task's metric, from predicted and true labels (n,), and with it accuracy and all that it is made of.
 
-    `accuracy_f1` is the mean of accuracy and the F1 of label 1 (QQP, paper, section 4.1). Matthews' correlation is
-    from -100 to 100, and 0 where all predictions are the same label.
+    All in percent. `accuracy_f1` is the mean of accuracy and the F1 of label 1 (QQP, paper, section 4.1). Matthews'
+    correlation is from -100 to 100, and 0 where all predictions are the same label; F1 is 0 where nothing is predicted
+    to be of its label. Raises KeyError for a metric that is neither in `SCORES` nor in `MADE_OF`.
     """
     parts = MADE_OF.get(metric, (metric,))
-    found = {name: 100 * float(SCORES[name](labels, predicted)) for name in dict.fromkeys(("accuracy", *parts))}
-    return sum(found[name] for name in parts) / len(parts), found
+    scores = {name: 100 * float(SCORES[name](labels, predicted)) for name in dict.fromkeys(("accuracy", *parts))}
+    return sum(scores[name] for name in parts) / len(parts), scores

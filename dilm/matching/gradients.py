@@ -1,10 +1,10 @@
 """Gradients of the learner's loss, text by text, and what gradient matching needs of them: sums and products.
 
-Two routes give the same numbers. Where a single linear layer is matched each text's gradient is had in closed form,
-with no backward pass. Of any other parameters one backward pass gives the sums, and a double one the products, with no
-text's own gradient ever in memory.
+Two routes give the same numbers (paper, section 3.2). For a single linear layer each text's gradient has a closed form,
+with no backward pass. For any other parameters one backward pass gives the sums and a double one the products, and no
+single text's gradient is ever in memory.
 
-Shape suffixes: B texts, C labels, P matched parameters.
+Shape suffixes: B texts, C labels, D features, P matched parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,14 +46,14 @@ def parameter_gradient(loss: Tensor, parameters: Sequence[Tensor], create_graph:
 
 @torch.no_grad()
 def text_gradients(learner: Learner, tokens: Sequence[Ids], labels_B: np.ndarray, precision: str) -> Tensor:
-    """Gradient of each text's loss with respect to the head, gradients_BP in fp32, with no backward pass; eval mode."""
+    """Gradient of each text's loss with respect to the linear head, gradients_BP in fp32, the learner in eval mode."""
     features_BD = forward_all(learner, tokens, "features", precision).to(learner.device)
     labels = torch.as_tensor(labels_B, device=learner.device)
     return head_gradients(features_BD, learner.head(features_BD), labels, learner.head.bias is not None)
 
 
 def label_means(gradients_BP: Tensor, labels_B: np.ndarray, n_labels: int) -> Tensor:
-    """Mean gradient of each label's texts, means_CP."""
+    """Mean gradient of each label's texts, means_CP; every label must have a text, or its row is NaN."""
     return torch.stack([gradients_BP[labels_B == label].mean(0) for label in range(n_labels)])
 
 
@@ -61,7 +61,10 @@ GPU_TOKENS = 8192  # of a batch that is back-propagated twice, padding included
 
 
 class TextGradients(Protocol):
-    """The gradients of some texts' losses, each with the label that it has."""
+    """The gradients of some texts' losses, each under its label, as the two linear maps that matching needs.
+
+    `products` is the transpose of `sums`: the derivative of any function of the sums with respect to the weights.
+    """
 
     def sums(self, weights_B: Tensor) -> Tensor:
         """The weighted sum of each label's gradients, sums_CP."""
@@ -73,7 +76,7 @@ class TextGradients(Protocol):
 
 
 class HeadGradients:
-    """Of a head that is one linear layer, in closed form."""
+    """Of a head that is one linear layer, in closed form; `rows_BP` as from `text_gradients`."""
 
     def __init__(self, rows_BP: Tensor, labels_B: np.ndarray, n_labels: int) -> None:
         self.rows_BP = rows_BP
@@ -91,7 +94,10 @@ class HeadGradients:
 
 
 class AutogradGradients:
-    """Of any parameters, by back-propagation through the learner in eval mode. Attention must be eager."""
+    """Of any parameters, by back-propagation through the learner in eval mode.
+
+    Attention must be eager: other kernels can't be differentiated twice. A batch has texts of one label alone.
+    """
 
     def __init__(
         self,
@@ -105,7 +111,7 @@ class AutogradGradients:
         self.parameters, self.precision = parameters, precision
 
     def _batches(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Batches of one label's texts of like length, as rows."""
+        """Batches of one label's texts of like length: the label, and their rows."""
         budget = CPU_TOKENS if self.learner.device.type == "cpu" else GPU_TOKENS
         for label in np.unique(self.labels_B):
             rows = np.flatnonzero(self.labels_B == label)
@@ -132,8 +138,8 @@ class AutogradGradients:
         with _evaluating(self.learner):
             for label, rows in self._batches():
                 losses_B = self._losses(rows)
-                # The gradient of a weighted loss is linear in the weights, and its derivative by one of them is the
-                # gradient of that text's own loss.
+                # The gradient of a weighted loss is linear in the weights, and its derivative with respect to one of
+                # them is the gradient of that text's loss.
                 weights_B = torch.ones_like(losses_B, requires_grad=True)
                 sum_P = parameter_gradient((weights_B * losses_B).sum(), self.parameters, create_graph=True)
                 (products_B[rows],) = torch.autograd.grad(sum_P @ directions_CP[label], weights_B)
@@ -155,12 +161,12 @@ def _evaluating(learner: Learner) -> Iterator[None]:
 def matched_parameters(learner: Learner, which: str) -> list[nn.Parameter] | None:
     """The parameters whose gradient is matched; None where they are one linear layer, which needs no backward pass.
 
-    `classifier`: the head, all its layers; `last_layers:k`: the encoder's last k layers and what comes after them;
-    `all`. Raises ConfigError where the encoder has fewer layers.
+    `which` is `match.parameters`: `classifier`, the head with all its layers, as in the paper; `last_layers:k`, the
+    encoder's last k layers and what comes after them; `all`. Raises ConfigError where the encoder has fewer layers.
     """
     encoder = list(learner.encoder.parameters())
-    known = {id(parameter) for parameter in encoder}
-    head = [parameter for parameter in learner.parameters() if id(parameter) not in known]
+    encoder_ids = {id(parameter) for parameter in encoder}
+    head = [parameter for parameter in learner.parameters() if id(parameter) not in encoder_ids]
     if which == "classifier":
         last = {id(parameter) for parameter in learner.head.parameters()}
         return None if {id(parameter) for parameter in head} == last else head
@@ -184,7 +190,7 @@ def gradients_of(
     parameters: list[nn.Parameter] | None,
     precision: str,
 ) -> TextGradients:
-    """The gradients of tokenised texts by `matched_parameters`, in eval mode."""
+    """The gradients of tokenised texts with respect to `matched_parameters`, the learner in eval mode."""
     if parameters is None:
         return HeadGradients(text_gradients(learner, tokens, labels_B, precision), labels_B, learner.n_labels)
     return AutogradGradients(learner, tokens, labels_B, parameters, precision)
@@ -198,8 +204,8 @@ def mean_gradients(
     precision: str,
     world: World,
 ) -> Tensor:
-    """Mean gradient of each label's texts, means_CP; ranks share the texts."""
-    own = list(world.shard(len(tokens)))
-    grads = gradients_of(learner, [tokens[index] for index in own], labels_B[own], parameters, precision)
-    shares_B = 1 / np.bincount(labels_B, minlength=learner.n_labels)[labels_B[own]]
-    return world.all_reduce(grads.sums(torch.as_tensor(shares_B, dtype=torch.float32, device=learner.device)))
+    """Mean gradient of each label's texts, means_CP, on every rank. Collective: ranks share the texts."""
+    local = list(world.shard(len(tokens)))
+    gradients = gradients_of(learner, [tokens[row] for row in local], labels_B[local], parameters, precision)
+    shares_b = 1 / np.bincount(labels_B, minlength=learner.n_labels)[labels_B[local]]
+    return world.all_reduce(gradients.sums(torch.as_tensor(shares_b, dtype=torch.float32, device=learner.device)))

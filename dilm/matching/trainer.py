@@ -100,7 +100,7 @@ class Matching:
     def train(self, folder: Path) -> None:
         """Run all outer and inner steps, from the newest checkpoint on, and save the generator to `folder`.
 
-        Collective. Raises TrainingError where the loss or its gradient is not finite, and Stopped where a signal told
+        Collective. Raises TrainingError where the loss or its gradient is not finite, and Stopped where a signal asked
         the run to stop, after a checkpoint.
         """
         settings, world = self.settings, self.world

@@ -158,7 +158,7 @@ class TrajectoryMaker:
     def train(self, number: int, folder: Path) -> None:
         """Train a fresh learner, and write its weights before each of the generator's updates into `folder`.
 
-        `number` is the trajectory's, and seeds it. Raises Stopped where a signal told the run to stop.
+        `number` is the trajectory's, and seeds it. Raises Stopped where a signal asked the run to stop.
         """
         names, inner_steps = (*self.names, number), self.settings.inner_steps
         labels = self.corpus.train.labels
@@ -168,7 +168,7 @@ class TrajectoryMaker:
         training.begin(0)
         with Progress(inner_steps, f"learner {number}", active=self.world.main) as bar:
             for inner in range(inner_steps):
-                self._stop_where_told()
+                self._check_stop()
                 if inner:
                     training.advance(0, inner - 1)
                 if self.world.main:
@@ -185,7 +185,7 @@ class TrajectoryMaker:
     def measure(self, trajectory: Path, number: int, folder: Path) -> None:
         """Write the mean gradients of every set at every state of a trajectory, real_SRCP, into `folder`.
 
-        Raises Stopped where a signal told the run to stop.
+        Raises Stopped where a signal asked the run to stop.
         """
         states = []
         with Progress(self.settings.inner_steps, f"teacher {number}", active=self.world.main) as bar:
@@ -198,12 +198,12 @@ class TrajectoryMaker:
 
     def _gradients(self, rows: np.ndarray) -> Tensor:
         """Mean gradient of each label's texts of a set, real_CP, the learner in eval mode."""
-        self._stop_where_told()
+        self._check_stop()
         tokens = [self.tokens[row] for row in rows.tolist()]
         labels_B = self.corpus.train.labels[rows]
         return mean_gradients(self.learner, tokens, labels_B, self.parameters, self.config.precision, self.world)
 
-    def _stop_where_told(self) -> None:
+    def _check_stop(self) -> None:
         told, again = self.world.any(signals.told(), signals.told_again())
         if told:
             raise Stopped(again)

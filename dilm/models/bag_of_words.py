@@ -1,6 +1,7 @@
 """Word counts: a linear model of them as evaluator, without torch or download, and texts as vectors of them.
 
-What the evaluator scores says how much of a data set's worth is in its words alone; and it tries a cluster out.
+The evaluator's score says how much of a data set's worth is in its words alone. It needs neither a GPU nor a model, so
+that a cluster can be tried out with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,11 @@ SEEDS = 1 << 32  # numpy's
 
 
 def bag_of_words(dev: TextTable) -> Callable[[TextTable, tuple[str | int, ...]], np.ndarray]:
-    """Trains on one- and two-word counts (tf-idf) by stochastic gradient descent, and labels dev."""
+    """The evaluator `words`: trains on a data set's one- and two-word counts (tf-idf), and labels the texts of dev.
+
+    Returns a function of a data set and of the names that seed its training, logistic regression by stochastic gradient
+    descent; it gives dev's predicted labels, (N,) int64.
+    """
     questions = [" ".join(text) for text in dev.texts]
 
     def predict(dataset: TextTable, names: tuple[str | int, ...]) -> np.ndarray:
@@ -32,12 +37,13 @@ def bag_of_words(dev: TextTable) -> Callable[[TextTable, tuple[str | int, ...]],
 
 
 def word_features(parts: Sequence[Sequence[tuple[str, ...]]], width: int, seed: int) -> list[np.ndarray]:
-    """Texts by their one- and two-word counts (tf-idf), cut to `width` directions: (N, width) of each part, fp32.
+    """Texts as vectors of their one- and two-word counts (tf-idf): (N, width) of each part, fp32.
 
-    The counts' weights and the directions are of all parts together.
+    Latent semantic analysis (Deerwester et al. 1990): the truncated singular value decomposition of the counts, of all
+    parts together. Words of one text alone are left out. `width` is smaller where texts or words are fewer.
     """
     texts = [" ".join(text) for part in parts for text in part]
     counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit_transform(texts)
     width = min(width, *(size - 1 for size in counts.shape))
-    found = TruncatedSVD(width, random_state=seed % SEEDS).fit_transform(counts).astype(np.float32)
-    return np.split(found, np.cumsum([len(part) for part in parts])[:-1])
+    vectors_ND = TruncatedSVD(width, random_state=seed % SEEDS).fit_transform(counts).astype(np.float32)
+    return np.split(vectors_ND, np.cumsum([len(part) for part in parts])[:-1])

@@ -22,7 +22,7 @@ Ids = Sequence[int] | np.ndarray  # of tokens; or lengths
 
 
 class Tokens(Sequence[np.ndarray]):
-    """Token sequences end to end in one array: four bytes a token and sixteen a text."""
+    """Token sequences end to end in one int32 array: four bytes a token and sixteen a text."""
 
     def __init__(self, flat: np.ndarray, lengths: np.ndarray) -> None:
         self.flat, self.lengths = flat, lengths.astype(np.int64)  # all tokens, int32; how many each sequence has
@@ -30,7 +30,7 @@ class Tokens(Sequence[np.ndarray]):
 
     @classmethod
     def of(cls, sequences: Iterable[Ids]) -> "Tokens":
-        """Packed sequences. Those of an iterator are packed as they come, and need not be in memory as lists."""
+        """Sequences, packed. Those of an iterator are packed one by one, and need not be in memory as lists."""
         if isinstance(sequences, Tokens):
             return sequences
         arrays = [np.asarray(ids, dtype=np.int32) for ids in sequences]
@@ -107,7 +107,7 @@ def by_length(lengths: Ids, tokens: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def split_by_length(lengths: Ids, hands: int) -> list[np.ndarray]:
-    """Row indices dealt out, longest first, so that every hand has about as many tokens."""
+def split_by_length(lengths: Ids, parts: int) -> list[np.ndarray]:
+    """Row indices split into parts, dealt out longest first, so that every part has about as many tokens."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[hand::hands] for hand in range(hands)]
+    return [order[part::parts] for part in range(parts)]

@@ -1,4 +1,4 @@
-"""Features and embeddings of a pretrained encoder, computed once and kept by model and text hash."""
+"""Features and embeddings of a pretrained encoder, computed once and cached by model and texts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from dilm.models.learner import Learner, build_learner, forward_all
 
 
 class FeatureStore:
-    """Vectors of texts under one untrained encoder. The model is loaded at the first text that isn't stored yet."""
+    """Vectors of texts under one untrained encoder, in files below `cache`; the model is loaded when one is missing."""
 
     def __init__(self, config: LearnerConfig, n_labels: int, cache: Path, device: torch.device, precision: str) -> None:
         self.config = config
@@ -28,13 +28,13 @@ class FeatureStore:
 
     @property
     def learner(self) -> Learner:
-        """The encoder. Nobody trains it: its vectors are kept under the pretrained weights' name."""
+        """The encoder, loaded by need. It must stay untrained: its vectors are cached under the pretrained weights."""
         if self._learner is None:
             self._learner = build_learner(self.config, self.n_labels, self.cache, self.device)
         return self._learner
 
     def get(self, texts: Sequence[tuple[str, ...]], what: str) -> Tensor:
-        """`features` or `embed` of the texts (N, D), in fp32 on the CPU."""
+        """Vectors of the texts, (N, D) in fp32 on the CPU; `what` is `features` or `embed`, as `Learner` has them."""
         digest = hashlib.sha256()
         for text in texts:
             digest.update(("\x1e" + "\x1f".join(text)).encode("utf-8", "surrogatepass"))

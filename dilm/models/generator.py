@@ -1,4 +1,7 @@
-"""The generator p_φ: a causal language model with the control tokens of a task."""
+"""The generator p_φ: a causal language model with the control tokens of a task (paper, section 3.1).
+
+A text is `<bos_y>`, its fields with `<sep>` between them, and `<eos>`; `<bos_y>` asks for the label y.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +32,7 @@ class Generator:
     max_length: int  # tokens of a text, control tokens included
 
     def encode(self, table: TextTable) -> Tokens:
-        """Each row's token sequence, from `<bos_y>` to `<eos>`."""
+        """Each row's token sequence, from `<bos_y>` to `<eos>`, cut to `max_length` tokens."""
         return tokenized(self._encode, table.texts, table.labels)
 
     def encode_once(self, table: TextTable, config: GeneratorConfig, cache: Path) -> Tokens:
@@ -63,7 +66,10 @@ class Generator:
         self.tokenizer.save_pretrained(folder)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "Generator":
-        """The same generator with other fp32 weights, as a model of its own."""
+        """A generator with a new model of the same shape and these fp32 weights, in eval mode.
+
+        Raises RuntimeError where the weights' names are not the model's.
+        """
         model = AutoModelForCausalLM.from_config(
             self.model.config, dtype=torch.float32, attn_implementation=attention(self.device)
         )
@@ -117,7 +123,7 @@ def build_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, dev
 
 
 def load_generator(folder: Path, config: GeneratorConfig, task: TaskConfig, device: torch.device = CPU) -> Generator:
-    """A generator that a stage saved."""
+    """A generator as `Generator.save` wrote it."""
     tokenizer, model = _load(folder, config, device)
     control = _control_tokens(tokenizer, len(task.labels), config.prefix)
     return Generator(model, tokenizer, control, len(task.fields), task.max_length)

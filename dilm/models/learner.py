@@ -33,8 +33,9 @@ CPU_TOKENS = 512  # the same with gradients, on a CPU
 class Learner(nn.Module):
     """A text classifier: any AutoModelForSequenceClassification, or an encoder and a linear layer on its pooled states.
 
-    With `pooling=model` the head is the architecture's own, of one layer (BERT) or more (RoBERTa, XLNet, ELECTRA), and
-    its features are whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer.
+    With `pooling=model` the head is the architecture's, of one layer (BERT) or more (RoBERTa, XLNet, ELECTRA), and its
+    features are whatever reaches its last linear layer; with `mean` and `cls` it is one linear layer. Raises
+    ConfigError where an architecture's head has no linear layer with an output for each label.
     """
 
     def __init__(self, folder: Path, config: LearnerConfig, n_labels: int, device: torch.device, cache: Path) -> None:
@@ -77,7 +78,7 @@ class Learner(nn.Module):
         return self.head.weight.device
 
     def fresh(self, *names: str | int) -> "Learner":
-        """Back to the pretrained encoder, with a new head, all its layers, drawn from the seed of `names`."""
+        """Reset to the pretrained encoder and a new head, all its layers seeded by `names`; returns self."""
         self.load_state_dict(self._initial)
         spread = float(getattr(self.encoder.config, "initializer_range", 0.02))
         with seeded(derive_seed("head", *names), self.device), torch.no_grad():
@@ -103,7 +104,7 @@ class Learner(nn.Module):
         return self.tokenizer(*columns, truncation=True, max_length=self.config.max_length)["input_ids"]
 
     def use_eager_attention(self) -> None:
-        """Attention that can be differentiated twice."""
+        """Switch to attention that can be differentiated twice, as the fused kernels can't."""
         self.encoder.set_attn_implementation("eager")
 
     def pad(self, tokens: Sequence[Ids]) -> tuple[Tensor, Tensor]:
@@ -206,7 +207,7 @@ def forward_all(learner: Learner, tokens: Sequence[Ids], what: str, precision: s
 
 
 def text_loss(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, precision: str) -> Tensor:
-    """Mean cross-entropy of a batch of tokenised texts, ready for backward."""
+    """Mean cross-entropy in nats of a batch of tokenised texts, a scalar ready for backward."""
     packed = Tokens.of(tokens)
     on_cpu = learner.device.type == "cpu"  # there padding costs more than several calls do
     parts = by_length(packed.lengths, CPU_TOKENS if on_cpu else len(packed) * packed.lengths.max())
@@ -215,7 +216,7 @@ def text_loss(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, preci
 
 
 def text_losses(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, precision: str) -> Tensor:
-    """Cross-entropy of each text of one padded batch, losses_B, ready for backward."""
+    """Cross-entropy in nats of each text of one padded batch, losses_B, ready for backward."""
     ids_BL, mask_BL = learner.pad(tokens)
     with autocast(learner.device, precision):
         logits_BC = learner(ids_BL, mask_BL)
@@ -225,5 +226,5 @@ def text_losses(learner: Learner, tokens: Sequence[Ids], labels: np.ndarray, pre
 
 
 def build_learner(config: LearnerConfig, n_labels: int, cache: Path, device: torch.device) -> Learner:
-    """The pretrained learner on its device, fetched by need."""
+    """The pretrained learner on its device, downloaded where the cache lacks it. Raises as `model_folder`."""
     return Learner(model_folder(config.name, config.source, cache), config, n_labels, device, cache).to(device)

@@ -1,4 +1,4 @@
-"""How likely texts are under the generator: what pre-training minimises, and the weights of gradient matching.
+"""How likely texts are under the generator: pre-training's loss, and what weighs texts in matching (paper, section 3).
 
 Shape suffixes: B texts, L tokens, N real tokens of a batch, D features.
 """
@@ -32,20 +32,22 @@ class Forward(Protocol):
 
 
 class TextNLL(nn.Module):
-    """Summed NLL of padded texts, as a module that an engine can hold; `compiled`: its layers by torch.compile."""
+    """Summed NLL of padded texts, as a module that an engine can hold.
+
+    With `compiled` the model's layers run through torch.compile.
+    """
 
     def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
-        # Beside the model, which writes texts uncompiled. Lengths differ from batch to batch.
+        # Kept beside the model, which samples texts uncompiled. Lengths differ from batch to batch.
         self._compiled = torch.compile(model.base_model.forward, dynamic=True) if compiled else None
         self.head = ChunkedHead(model.get_output_embeddings())
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor, given: int) -> Tensor:
         """NLL in nats of each row's tokens after the first `given`, summed: sums_B."""
         layers = self._compiled or self.model.base_model
-        found = layers(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
-        hidden_BLD = found.last_hidden_state
+        hidden_BLD = layers(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).last_hidden_state
         targets_BL = mask_BL[:, given:].bool()
         nll_N = self.head(hidden_BLD[:, given - 1 : -1][targets_BL], ids_BL[:, given:][targets_BL])
         nll_BL = nll_N.new_zeros(targets_BL.shape)
@@ -54,10 +56,10 @@ class TextNLL(nn.Module):
 
 
 class ChunkedHead(nn.Module):
-    """The vocabulary's logits are made at real positions alone, and a few at a time.
+    """The output layer with its cross-entropy, at real positions alone and a few of them at a time.
 
-    Where gradients are wanted they are made again in the backward pass, since keeping them would take more memory than
-    everything else. The weight is this module's own parameter too, so that ZeRO-3 gathers it once for all chunks.
+    The backward pass computes the logits again, since keeping them would take more memory than everything else. The
+    weight is a parameter of this module too, so that ZeRO-3 gathers it once for all chunks.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -92,7 +94,7 @@ def denominators(generator: Generator, sequences: Sequence[Ids], average: str) -
 def sum_nll(generator: Generator, sequences: Sequence[Ids], precision: str, engine: Forward | None = None) -> Tensor:
     """NLL in nats of each sequence's tokens after its prompt, summed: sums_B. Texts of like length share a batch.
 
-    With an engine, the forward passes are its own: one alone where ranks must keep in step.
+    With an engine, its forward pass is called: once for all texts where ranks must call it equally often.
     """
     device, given, packed = generator.device, generator.control.prompt_length, Tokens.of(sequences)
     module = TextNLL(generator.model) if engine is None else engine

@@ -1,4 +1,4 @@
-"""A language model that tells how likely words are after many prompts with the same beginning.
+"""A language model that scores words after many prompts with the same beginning.
 
 Shape suffixes: N questions, B of them in a batch, L tokens, P tokens before the questions, T tokens in all so far,
 V vocabulary, C words.
@@ -126,10 +126,10 @@ class Llm:
     ) -> Tensor:
         """Logits after these tokens, logits_BLV, or logits_B1V after one of them in each row; the cache grows."""
         self.head.places_B = places_B
-        found = self.model(
+        output = self.model(
             input_ids=ids_BL, attention_mask=mask_BT, position_ids=positions_BL, cache=cache, use_cache=True
         )
-        return found.logits
+        return output.logits
 
     def _rest(self, word: Sequence[int], mask_BT: Tensor, next_B: Tensor, cache: DynamicCache) -> Tensor:
         """Log-likelihood of a word's tokens after its first, rest_B; the cache ends as it was."""

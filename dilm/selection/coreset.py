@@ -1,4 +1,7 @@
-"""Which texts of a class make the data set: embeddings in, row indices out."""
+"""Coresets of a class by embeddings: which texts make the data set (paper, section 3.4). Row indices are the result.
+
+Shape suffixes: N texts of a class, D dimensions of an embedding, K chosen.
+"""
 
 from collections.abc import Callable
 
@@ -8,8 +11,8 @@ from torch import Tensor
 
 
 def k_means(embeddings_ND: Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster with k-means++ and one start. Returns the cluster of each text (N,) and the centroids (k, D)."""
-    from sklearn.cluster import KMeans  # heavy, and an evaluation needs the batches alone
+    """Cluster with k-means++ and one start. Returns each text's cluster (N,) int32, and the centroids (k, D)."""
+    from sklearn.cluster import KMeans  # heavy, and imported only where texts are clustered
 
     fitted = KMeans(n_clusters=k, init="k-means++", n_init=1, random_state=seed % 2**32).fit(embeddings_ND.numpy())
     return fitted.labels_, fitted.cluster_centers_

@@ -29,7 +29,10 @@ UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
 def chooser(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> Callable[[int], ShardTable]:
-    """What chooses the data set of a number, from candidates that have been embedded once for all of them."""
+    """A function from a data set's number to its texts, chosen as `selection_of(config)` says.
+
+    Candidates are embedded once, for all data sets. The function raises DataError where a label has too few.
+    """
     if selection_of(config) == "teach":
         return _Teaching(config, candidates, corpus, cache).choose
     embeddings = None
@@ -54,7 +57,10 @@ def real_candidates(config: Config, corpus: Corpus) -> ShardTable:
 
 
 def taught_texts(config: Config, corpus: Corpus, cache: Path) -> TextTable:
-    """The real texts of `match.taught_sets` sets that teach most, for the generator to imitate: as often as chosen."""
+    """The real texts of `match.taught_sets` sets that teach most, for the generator to imitate.
+
+    A text comes as often as sets have it. Raises DataError where a label has too few.
+    """
     config = replace(config, method="teach", dpc=config.match.taught_dpc)
     choose = chooser(config, real_candidates(config, corpus), corpus, cache)
     bar = Progress(config.match.taught_sets, "choose what the generator imitates")

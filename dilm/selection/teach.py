@@ -37,7 +37,7 @@ class View:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the texts are about."""
+    """The classes of candidates and scored texts, as numbers from 0."""
 
     candidates_N: np.ndarray
     scored_M: np.ndarray
@@ -45,8 +45,8 @@ class Labels:
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """What the proxy is fitted to, targets_KC: one for the own class, less the mean."""
-        own = torch.as_tensor(self.candidates_N[np.asarray(rows, dtype=np.int64)])
-        return one_hot(own, self.n).double() - 1 / self.n
+        labels_K = torch.as_tensor(self.candidates_N[np.asarray(rows, dtype=np.int64)])
+        return one_hot(labels_K, self.n).double() - 1 / self.n
 
 
 def view_of(candidates_ND: Tensor, scored_MD: Tensor) -> View:
@@ -65,10 +65,13 @@ def outputs(view: View, labels: Labels, rows: Sequence[int] | np.ndarray) -> Ten
 
 
 def value(views: Sequence[View], labels: Labels, rows: Sequence[int] | np.ndarray) -> float:
-    """Mean cross-entropy in nats, over views, on the scored texts of the proxy that has learnt these candidates."""
+    """A set's value: mean cross-entropy in nats, over views, of the proxy that learnt it, on the scored texts.
+
+    The lower, the more the set teaches.
+    """
     truth = torch.as_tensor(labels.scored_M)
-    found = [torch.nn.functional.cross_entropy(view.scale * outputs(view, labels, rows), truth) for view in views]
-    return float(torch.stack(found).mean())
+    losses = [torch.nn.functional.cross_entropy(view.scale * outputs(view, labels, rows), truth) for view in views]
+    return float(torch.stack(losses).mean())
 
 
 def values_with(views: Sequence[View], labels: Labels, kept: Sequence[int], rows: np.ndarray) -> Tensor:
@@ -77,9 +80,10 @@ def values_with(views: Sequence[View], labels: Labels, kept: Sequence[int], rows
 
 
 def _values_with(view: View, labels: Labels, kept: Sequence[int], rows: np.ndarray) -> Tensor:
-    """With A the regularised inner products of the kept, a candidate b changes every output by the product of
+    """`values_with` of one view.
 
-    what of b's inner products the kept don't explain, and its error so far over its Schur complement.
+    With A the regularised inner products of the kept, a candidate b changes every output by a product: the part of b's
+    inner products that the kept don't explain, times its error so far over its Schur complement.
     """
     kind = view.cross_NM.dtype
     unexplained_BM, outputs_MC = view.cross_NM[rows], torch.zeros(len(labels.scored_M), labels.n, dtype=kind)
@@ -119,16 +123,17 @@ def fitted(view: View, labels: Labels, sets: Sequence[Sequence[int]]) -> View:
     truth, best = torch.as_tensor(labels.scored_M), (np.inf, view)
     for ridge in RIDGES:
         tried = replace(view, ridge=ridge)
-        found = [outputs(tried, labels, rows) for rows in sets]
+        outputs_of_sets = [outputs(tried, labels, rows) for rows in sets]
         for scale in SCALES:
-            losses = [torch.nn.functional.cross_entropy(scale * outputs_MC, truth) for outputs_MC in found]
+            losses = [torch.nn.functional.cross_entropy(scale * outputs_MC, truth) for outputs_MC in outputs_of_sets]
             best = min(best, (float(torch.stack(losses).mean()), replace(tried, scale=scale)), key=lambda pair: pair[0])
     return best[1]
 
 
 def random_start(labels: Labels, dpc: int, random: np.random.Generator) -> list[int]:
     """A set of `dpc` candidates a class, classes in turn."""
-    drawn = [random.choice(np.flatnonzero(labels.candidates_N == own), dpc, replace=False) for own in range(labels.n)]
+    classes = range(labels.n)
+    drawn = [random.choice(np.flatnonzero(labels.candidates_N == c), dpc, replace=False) for c in classes]
     return [int(row) for rows in zip(*drawn, strict=True) for row in rows]
 
 
@@ -186,8 +191,8 @@ def search(
         raise ValueError(f"{dpc} of {fewest} texts can't be chosen")
     random = np.random.default_rng(seed)
     starts = [greedy_start(views, labels, dpc), *(random_start(labels, dpc, random) for _ in range(restarts))]
-    chosen, found = min((swapped(views, labels, start, passes, random) for start in starts), key=lambda pair: pair[1])
-    return sorted(chosen, key=lambda row: int(labels.candidates_N[row])), found
+    chosen, best = min((swapped(views, labels, start, passes, random) for start in starts), key=lambda pair: pair[1])
+    return sorted(chosen, key=lambda row: int(labels.candidates_N[row])), best
 
 
 def _free(labels: Labels, label: int, chosen: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Checkpoints: where a killed training goes on from, exactly.
+"""Checkpoints, from which a killed training resumes exactly.
 
-They stand beside the artifact that is being made, in `<artifact>.state/step-N/`, and go when it is complete. One has
-the engine's files, the stage's own state, the metrics so far, and a manifest, written last, with every file's
-checksum: what was cut short or altered is passed over, with a warning, for the one before.
+They are written beside the artifact in the making, to `<artifact>.state/step-N/`, and removed when it is complete. Each
+has the engine's files, the stage's state, the metrics so far, and a manifest, written last, with every file's checksum:
+a checkpoint that is cut short or altered is skipped, with a warning, for the one before it.
 """
 
 import shutil
@@ -35,7 +35,7 @@ SHARDED = ("zero1", "zero2", "zero3")  # whose checkpoints are cut by ranks
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole."""
+    """A checkpoint that is whole."""
 
     folder: Path
     step: int
@@ -53,16 +53,20 @@ class Checkpoints:
         self._told = self._again = False
 
     def due(self, step: int) -> bool:
-        """Whether to write one after this step: the main process's clock decides, or a signal that any rank has got."""
+        """Whether to write one after this step.
+
+        By the number of steps, by the main process's clock (`checkpoint.minutes`), or for a signal that any rank got.
+        """
         minutes = self.config.minutes
         late = self.world.main and minutes is not None and time.monotonic() - self._last >= 60 * minutes
         late, self._told, self._again = self.world.any(late, signals.told(), signals.told_again())
         return late or self._told or (self.config.steps is not None and step % self.config.steps == 0)
 
     def save(self, step: int, engine: Engine, stage: dict[str, Any], metrics: Path) -> None:
-        """Write one: all ranks into one temporary folder, which then gets its name. Older ones are removed.
+        """Write one: all ranks into one temporary folder, which is then renamed. Older ones are removed.
 
-        Raises Stopped, on all ranks, where the run was told to stop.
+        `stage` is the stage's state, `metrics` the file of metrics so far. Raises Stopped, on all ranks, where a signal
+        asked the run to stop, and DiskFullError where there is no space.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.world.broadcast(temporary_name(final))
@@ -95,27 +99,28 @@ class Checkpoints:
     def resume(self, build: Callable[[bool], Engine], metrics: Path) -> tuple[Engine, int, dict[str, Any]]:
         """Build the engine, and bring it and the metrics back to the newest whole checkpoint.
 
-        `build` is told whether the engine is to read a universal checkpoint. Returns the engine, the steps already
-        taken, and the stage's own state. Raises ConfigError, TrainingError.
+        `build`'s argument says whether the engine is to read a universal checkpoint. Returns the engine, the steps
+        already taken, and the stage's state (empty at the start). Raises ConfigError where another kind of engine wrote
+        it, and TrainingError where it can't be converted for this number of ranks.
         """
-        found = self.world.broadcast(_newest(self.folder) if self.world.main else None)
-        universal = found is not None and found.ranks != self.world.size and found.engine in SHARDED
-        if found is None:
+        newest = self.world.broadcast(_newest(self.folder) if self.world.main else None)
+        if newest is None:
             return build(False), 0, {}
+        universal = newest.ranks != self.world.size and newest.engine in SHARDED
         if universal:
-            self._convert(found)
+            self._convert(newest)
         engine = build(universal)
-        if kind(engine) != found.engine:
+        if kind(engine) != newest.engine:
             raise ConfigError(
-                f"{found.folder} was written by engine={found.engine}, and engine={kind(engine)} can't read it; "
-                f"go on with engine={found.engine}, or remove {self.folder} to begin anew."
+                f"{newest.folder} was written by engine={newest.engine}, and engine={kind(engine)} can't read it; "
+                f"go on with engine={newest.engine}, or remove {self.folder} to begin anew."
             )
-        engine.load(found.folder / ENGINE_FOLDER)
+        engine.load(newest.folder / ENGINE_FOLDER)
         if self.world.main:
-            print(f"going on from {found.folder}")
-            if (found.folder / METRICS_FILE).exists():
-                shutil.copyfile(found.folder / METRICS_FILE, metrics)
-        return engine, found.step, torch.load(found.folder / STAGE_FILE, weights_only=True, map_location="cpu")
+            print(f"going on from {newest.folder}")
+            if (newest.folder / METRICS_FILE).exists():
+                shutil.copyfile(newest.folder / METRICS_FILE, metrics)
+        return engine, newest.step, torch.load(newest.folder / STAGE_FILE, weights_only=True, map_location="cpu")
 
     def _convert(self, checkpoint: Checkpoint) -> None:
         """Write a universal checkpoint beside the engine's own."""
@@ -131,12 +136,12 @@ class Checkpoints:
 
 
 def kind(engine: Engine) -> str:
-    """What wrote a checkpoint, and must read it."""
+    """The kind of an engine, torch or zero0 to zero3: what wrote a checkpoint must read it."""
     return f"zero{engine.stage}" if isinstance(engine, DeepSpeedEngine) else "torch"
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Newest first."""
+    """The checkpoints' folders, newest first."""
     return sorted(folder.glob("step-????????"), reverse=True)
 
 
@@ -171,7 +176,7 @@ def _finish(temporary: Path, final: Path, about: dict[str, Any]) -> None:
 
 
 def _to_universal(source: Path, target: Path) -> str | None:
-    """DeepSpeed's own conversion, in a process of its own; what went wrong, if anything."""
+    """DeepSpeed's conversion, in a separate process; the last line of its errors, or None where it went well."""
     temporary = temporary_name(target)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(source), "--output_folder", str(temporary)]

@@ -1,4 +1,7 @@
-"""DeepSpeed's ZeRO behind the interface of `engine`, with what it ignores or gets wrong in silence made safe."""
+"""DeepSpeed's ZeRO (Rajbhandari et al. 2020) behind the interface of `engine`.
+
+Settings that DeepSpeed ignores, and calls that give wrong results without an error, are dealt with here.
+"""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +23,10 @@ NEVER = 10**9
 
 
 class DeepSpeedEngine:
-    """ZeRO 0 to 3. With bf16 the weights are bf16, and their fp32 masters, sums and moments are the optimizer's."""
+    """ZeRO stages 0 to 3. With bf16 the weights are bf16, and the optimizer keeps fp32 masters, sums and moments.
+
+    Every method but `__call__` is collective. `universal` as for `build_engine`.
+    """
 
     def __init__(
         self,
@@ -71,10 +77,10 @@ class DeepSpeedEngine:
         return self.engine(*inputs)
 
     def step(self, *microbatches: Microbatch) -> Step:
-        """Back-propagate the sum of the microbatches of all ranks, and update."""
+        """Back-propagate the sum of the microbatches of all ranks, and update; `norm` is NaN where it did not."""
         value = torch.zeros(())
         for number, microbatch in enumerate(microbatches, start=1):
-            # More than one backward a step is wrong, without a word, at stages 1 and 2 unless this is told.
+            # Without this, several backward passes a step give a wrong sum at stages 1 and 2, and no error.
             self.engine.set_gradient_accumulation_boundary(number == len(microbatches))
             loss = microbatch()
             # DeepSpeed takes the mean over ranks.
@@ -104,7 +110,7 @@ class DeepSpeedEngine:
         return whole
 
     def save(self, folder: Path) -> None:
-        """Write every rank's part of weights, optimizer and schedule."""
+        """Write this rank's part of weights, optimizer and schedule; ranks share the folder."""
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG)
 
     def close(self) -> None:
@@ -117,7 +123,10 @@ class DeepSpeedEngine:
             raise TrainingError(f"DeepSpeed found no checkpoint in {folder / tag}; remove it to go on from another.")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, or, in a `universal` engine, its conversion for other numbers of ranks."""
+        """Read what `save` wrote, or, in a `universal` engine, its conversion for other numbers of ranks.
+
+        Raises TrainingError where DeepSpeed finds no checkpoint there.
+        """
         if not self.engine.load_universal_checkpoint():
             self._read(folder, STATE_TAG)
             return
@@ -134,7 +143,7 @@ class DeepSpeedEngine:
 
 
 def check_zero(keys: Mapping[str, Any]) -> None:
-    """DeepSpeed's own schema knows the keys of ZeRO."""
+    """Check `engine.deepspeed.zero_optimization` by DeepSpeed's own schema. Raises ConfigError naming the key."""
     from pydantic import ValidationError
 
     import_deepspeed()
@@ -153,7 +162,7 @@ def check_zero(keys: Mapping[str, Any]) -> None:
 
 
 def deepspeed_keys(config: EngineConfig, clip: float, precision: str) -> dict[str, Any]:
-    """DeepSpeed's whole configuration: what the user gave, and what follows from the other keys."""
+    """DeepSpeed's whole configuration: what the user gave, and what follows from our other keys, which wins."""
     keys: dict[str, Any] = {
         **config.deepspeed,
         "train_micro_batch_size_per_gpu": 1,  # of no effect: the microbatches are ours
@@ -169,11 +178,11 @@ def deepspeed_keys(config: EngineConfig, clip: float, precision: str) -> dict[st
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, with nothing compiled at run time, and with a process group."""
+    """Import DeepSpeed, with no kernel to be compiled at run time, and with a process group to work in."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, value)  # else it looks for MPI
+        os.environ.setdefault(name, value)  # without them it looks for MPI
     if (gpu := current_gpu()) is not None:
-        os.environ["LOCAL_RANK"] = str(gpu)  # it takes this for the GPU's number, also where others are out of sight
+        os.environ["LOCAL_RANK"] = str(gpu)  # its index among the visible GPUs, which DeepSpeed takes it for
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(collective_backend(), store=store, rank=0, world_size=1)

@@ -1,7 +1,7 @@
-"""What takes a training step: backward, sum over ranks, clip, update, schedule. Plain torch, or DeepSpeed's ZeRO.
+"""A training step: backward, sum over ranks, clip, update, schedule. Plain torch, or DeepSpeed's ZeRO.
 
-A step's loss comes in microbatches, each computed in its turn, so that one graph at a time is in memory. The gradient
-is that of the *sum* over all microbatches of all ranks: whoever makes them divides by the number of texts.
+A step's loss comes in microbatches, computed one after another, so that one graph at a time is in memory. The gradient
+is that of the *sum* over all microbatches of all ranks: the caller divides by the number of texts or tokens.
 """
 
 import math
@@ -25,7 +25,7 @@ STATE_FILE = "engine.pt"
 
 
 class Engine(Protocol):
-    """What a training loop needs of whatever holds the weights. All but calling it is collective."""
+    """What a training loop needs of whatever holds the weights. Every method but `__call__` is collective."""
 
     world: World
     lockstep: bool  # whether every rank must call the module equally often
@@ -35,7 +35,10 @@ class Engine(Protocol):
         ...
 
     def step(self, *microbatches: Microbatch) -> Step:
-        """Back-propagate the sum of the microbatches of all ranks, and update."""
+        """Back-propagate the sum of the microbatches of all ranks, and update.
+
+        Each rank gives at least one, and all equally many. Nothing is updated where the loss is not finite.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -56,7 +59,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """AdamW with linear warm-up and cosine decay, gradients clipped by norm; with more ranks, data parallel."""
+    """AdamW with linear warm-up and cosine decay over `steps`, gradients clipped by norm; ranks are data parallel."""
 
     lockstep = False
 
@@ -113,10 +116,10 @@ class TorchEngine:
         self.load_state(torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu", mmap=True))
 
     def close(self) -> None:
-        """Nothing: it goes with its object."""
+        """Nothing to do: everything is freed with this object."""
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on, on this rank. The tensors are not copied."""
         return {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -124,7 +127,7 @@ class TorchEngine:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to a `state`."""
+        """Restore what `state` returned."""
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -140,7 +143,11 @@ def build_engine(
     device: torch.device,
     universal: bool = False,
 ) -> Engine:
-    """The engine that `config` names; `auto` is plain torch for one process on a CPU, and ZeRO otherwise."""
+    """The engine that `config` names; `auto` is plain torch for one process on a CPU, and ZeRO otherwise.
+
+    `steps` are those of the whole schedule. `universal`: it is to read a checkpoint that was converted for another
+    number of ranks.
+    """
     if uses_deepspeed(config, world, device):
         return DeepSpeedEngine(module, config, optimizer, steps, precision, world, device, universal)
     return TorchEngine(module, optimizer, steps, precision, world)
@@ -149,9 +156,9 @@ def build_engine(
 def generator_engine(
     generator: Generator, config: Config, optimizer: OptimizerConfig, steps: int, world: World, universal: bool
 ) -> Engine:
-    """The engine that trains a generator through the likelihood of texts: calling it is `TextNLL.forward`.
+    """The engine that trains a generator through the likelihood of texts: calling it calls `TextNLL`.
 
-    `universal`: it is to read a checkpoint that was converted for another number of ranks.
+    `steps` and `universal` as for `build_engine`.
     """
     if config.engine.gradient_checkpointing:
         generator.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -171,7 +178,7 @@ def full_weights(generator: Generator, engine: Engine) -> Generator:
 
 
 def check_engine(config: Config, world: World) -> None:
-    """Refuse an engine that can't work, before anything is loaded. Raises ConfigError."""
+    """Refuse an engine that can't work with the other keys, before anything is loaded. Raises ConfigError."""
     device = pick_device(config.device)
     if not uses_deepspeed(config.engine, world, device):
         if world.size > 1:
@@ -186,19 +193,19 @@ def check_engine(config: Config, world: World) -> None:
 
 
 def _check_shares(config: Config, world: World) -> None:
-    """Every rank, and every part of a batch, must have a text."""
-    match, hands = config.match, world.size * config.engine.accumulate
-    texts = {"pretrain.batch": (config.pretrain.batch, hands)}
+    """Every rank, and every microbatch, must have a text."""
+    match, microbatches = config.match, world.size * config.engine.accumulate
+    texts = {"pretrain.batch": (config.pretrain.batch, microbatches)}
     if "match" in config.stages:
-        texts["match.synthetic_dpc"] = match.synthetic_dpc, hands
+        texts["match.synthetic_dpc"] = match.synthetic_dpc, microbatches
         texts["match.learner_batch"] = match.learner_batch, world.size
         if match.lm_weight:
-            texts["match.lm_batch"] = match.lm_batch, hands
+            texts["match.lm_batch"] = match.lm_batch, microbatches
         texts["match.real_dpc"] = match.real_dpc, world.size
-    for key, (found, least) in texts.items():
-        if found < least:
-            product = "ranks x engine.accumulate" if least == hands else "the number of ranks"
-            raise ConfigError(f"{key} is {found}, fewer than {product} = {least}; raise it.")
+    for key, (size, least) in texts.items():
+        if size < least:
+            product = "ranks x engine.accumulate" if least == microbatches else "the number of ranks"
+            raise ConfigError(f"{key} is {size}, fewer than {product} = {least}; raise it.")
 
 
 def uses_deepspeed(config: EngineConfig, world: World, device: torch.device) -> bool:

@@ -27,44 +27,44 @@ from dilm.training.optimizer import Microbatch, Step
 def average_nll(
     generator: Generator, sequences: Sequence[Ids], names: Names, config: Config, engine: Engine
 ) -> tuple[list[Microbatch], int]:
-    """The token-averaged NLL of a batch that all ranks share: this rank's parts of a step, and the batch's tokens.
+    """Token-averaged NLL, in nats, of a batch that all ranks share (paper, section 3.1).
 
-    `names` seed the dropout. However many ranks and parts there are, the sum over all is the same loss.
+    Returns this rank's `engine.accumulate` microbatches, and the number of the batch's tokens. `names` seed the
+    dropout. The sum over all microbatches of all ranks is the same loss, however many they are.
     """
     world, accumulate = engine.world, config.engine.accumulate
     lengths = [len(sequence) - generator.control.prompt_length for sequence in sequences]
     n_tokens = sum(lengths)
 
-    def part(number: int, own: np.ndarray) -> Tensor:
+    def microbatch(number: int, rows: np.ndarray) -> Tensor:
         where = (world.rank, number) if world.rank or number else ()
         with seeded(derive_seed(*names, *where), generator.device):
-            mine = [sequences[row] for row in own]
-            return sum_nll(generator, mine, config.precision, engine).sum() / n_tokens
+            texts = [sequences[row] for row in rows]
+            return sum_nll(generator, texts, config.precision, engine).sum() / n_tokens
 
-    hands = split_by_length(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
-    return [partial(part, number, own) for number, own in enumerate(hands)], n_tokens
+    parts = split_by_length(lengths, world.size * accumulate)[world.rank * accumulate :][:accumulate]
+    return [partial(microbatch, number, rows) for number, rows in enumerate(parts)], n_tokens
 
 
 @torch.inference_mode()
 def held_out_scores(
     generator: Generator, sequences: Sequence[Ids], precision: str, world: World = ALONE
 ) -> tuple[float, float]:
-    """How well pre-training went, on texts it has not seen, in eval mode.
+    """How well a generator models texts that it has not seen, in eval mode. Collective: ranks share the texts.
 
-    Returns the mean NLL in nats over all tokens, and the share of texts that are likelier under their own `<bos_y>`
-    than under any other: whether the generator heeds the label at all, which the NLL hardly shows. Ranks share the
-    texts.
+    Returns the mean NLL in nats over all tokens, and the share, 0 to 1, of texts that are likelier under their own
+    `<bos_y>` than under any other: whether the generator heeds the label at all, which the NLL hardly shows.
     """
-    own = [sequences[row] for row in world.shard(len(sequences))]
+    texts = [sequences[row] for row in world.shard(len(sequences))]
     was_training = generator.model.training
     generator.model.eval()
-    totals = world.all_reduce(torch.tensor(_own_scores(generator, own, precision) if own else [0.0, 0.0, 0.0]))
+    totals = world.all_reduce(torch.tensor(_sums(generator, texts, precision) if texts else [0.0, 0.0, 0.0]))
     generator.model.train(was_training)
     nll, n_tokens, right = totals.tolist()
     return nll / n_tokens, right / len(sequences)
 
 
-def _own_scores(generator: Generator, sequences: Sequence[Ids], precision: str) -> list[float]:
+def _sums(generator: Generator, sequences: Sequence[Ids], precision: str) -> list[float]:
     """Summed NLL, number of tokens, and number of texts likeliest under their own label."""
     control, given = generator.control, generator.control.prompt_length
     texts = [sequence[given:] for sequence in sequences]
@@ -76,12 +76,16 @@ def _own_scores(generator: Generator, sequences: Sequence[Ids], precision: str) 
         dim=1,
     )
     labels_N = torch.tensor([control.bos.index(sequence[given - 1]) for sequence in sequences], device=sums_NC.device)
-    own_N = sums_NC.gather(1, labels_N[:, None])
-    return [float(own_N.sum()), float(sum(map(len, texts))), float((sums_NC.argmin(1) == labels_N).sum())]
+    nll_N = sums_NC.gather(1, labels_N[:, None])
+    return [float(nll_N.sum()), float(sum(map(len, texts))), float((sums_NC.argmin(1) == labels_N).sum())]
 
 
 class LanguageModelTraining:
-    """The training loop and what it holds. `stage` names it in seeds, messages and the optimizer's key."""
+    """The loop of language-model training, and what it holds.
+
+    `stage` names it in seeds, messages and the optimizer's key. `parts` are the generator's sequences: trained on, and
+    held out.
+    """
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class LanguageModelTraining:
         settings: PretrainConfig,
         stage: str,
         generator: Generator,
-        parts: tuple[Tokens, Tokens],  # trained on, and held out
+        parts: tuple[Tokens, Tokens],
         artifact: Artifact,
         world: World,
     ) -> None:
@@ -99,7 +103,11 @@ class LanguageModelTraining:
         self.sequences, self.held_out = parts
 
     def train(self, folder: Path) -> None:
-        """Take all steps, from the newest checkpoint on, and save the generator to `folder`."""
+        """Take all steps, from the newest checkpoint on, and save the generator to `folder`.
+
+        Collective. Raises TrainingError where the loss or its gradient is not finite, and Stopped where a signal asked
+        the run to stop, after a checkpoint.
+        """
         settings, world = self.settings, self.world
         checkpoints = Checkpoints(self.artifact, self.config.checkpoint, world)
         engine, start, _ = checkpoints.resume(self.engine, folder / METRICS_FILE)
@@ -126,12 +134,16 @@ class LanguageModelTraining:
         engine.close()
 
     def engine(self, universal: bool = False) -> Engine:
-        """What trains the generator."""
+        """What trains the generator; `universal` as for `build_engine`."""
         settings = self.settings
         return generator_engine(self.generator, self.config, settings.optimizer, settings.steps, self.world, universal)
 
     def update(self, engine: Engine, step: int, rows: np.ndarray) -> tuple[int, Step]:
-        """One update on a batch that all ranks share. The loss is the token-averaged NLL, however many they are."""
+        """One update on the batch of these rows, which all ranks share. Returns its number of tokens, and the step.
+
+        The loss is the batch's token-averaged NLL, however many ranks and microbatches there are. Raises TrainingError
+        where it or its gradient is not finite.
+        """
         sequences = self.sequences.take(rows)
         names = (f"{self.stage} dropout", *self.names, step)
         parts, n_tokens = average_nll(self.generator, sequences, names, self.config, engine)

@@ -71,6 +71,14 @@ def test_gradients_and_updates_are_those_of_one_process(runs: Runs, stage: int, 
     compare(runs(ranks, *zero(stage), "engine.accumulate=2"), runs.reference, 1e-3)
 
 
+def test_another_matching_loss_gives_one_process_and_two_the_same(runs: Runs) -> None:
+    """With a loss that heeds a gradient's length a text's slope depends on the texts of all ranks."""
+    key = "distance=mean_squared"
+    alone = runs(1, "engine=torch", key)
+    assert distance(alone["match"]["gradients"], runs.reference["match"]["gradients"]) > 0.5
+    compare(runs(2, *zero(1), "engine.accumulate=2", key), alone, 1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero1", "zero3", "zero3_offload"])
 def test_three_ranks_and_whole_batches(runs: Runs, engine: str) -> None:

@@ -1,6 +1,6 @@
 """Run by torchrun or alone: one update of each stage with plain SGD, and what it did, into a file.
 
-SGD because its updates show a gradient's scale, which AdamW hides.
+SGD because its updates show a gradient's scale, which AdamW hides. The key `distance=` names the matching loss.
 """
 
 import json
@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+import dilm.matching.loss
 import dilm.training.deepspeed
 import dilm.training.engine
 from dilm.artifacts.fingerprint import match_artifact, pretrain_artifact
@@ -32,6 +33,7 @@ from dilm.training.engine import Engine, TorchEngine
 
 ROWS = np.array([0, 5, 9, 14, 3, 77, 41, 20, 66, 8, 31, 19, 2])  # an odd number: the ranks' shares are unequal
 LR = 0.5
+MEAN_SQUARED = "distance=mean_squared"
 
 
 def sgd(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -79,8 +81,16 @@ def observed(engine: Engine, update: Any) -> dict[str, Any]:
     return {"gradients": seen, "updates": {name: after[name] - before[name] for name in before}, "told": told}
 
 
+def mean_squared(real_P: Tensor, synthetic_P: Tensor) -> Tensor:
+    """A matching loss that depends on a gradient's length, as the cosine doesn't."""
+    return (real_P - synthetic_P).square().mean() / real_P.square().mean()
+
+
 def main(out: Path, pool: Path, overrides: list[str]) -> None:
     torch.set_num_threads(1)
+    if MEAN_SQUARED in overrides:
+        overrides.remove(MEAN_SQUARED)
+        dilm.matching.loss.gradient_distance = mean_squared
     attach()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
         config = typed(compose("config", overrides))

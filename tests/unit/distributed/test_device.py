@@ -40,11 +40,11 @@ def test_emulated_bf16_is_told_once(
     fast: bool, precision: str, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(device, "multiplies_bf16", lambda _: fast)
-    device._tell_of_slow_bf16.cache_clear()
+    device._warn_of_slow_bf16.cache_clear()
     for _ in range(2):
         autocast(CPU, precision)
     assert capsys.readouterr().err.count("give every command precision=fp32") == told
-    device._tell_of_slow_bf16.cache_clear()
+    device._warn_of_slow_bf16.cache_clear()
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="reads /proc/cpuinfo")

@@ -57,11 +57,11 @@ def test_batches_cover_every_row_once_within_the_budget(lengths: list[int], toke
 
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 7))
-def test_every_row_is_dealt_once_and_hands_are_alike(lengths: list[int], hands: int) -> None:
-    dealt = split_by_length(lengths, hands)
-    assert sorted(row for hand in dealt for row in hand) == list(range(len(lengths)))
+def test_every_row_is_dealt_once_and_parts_are_alike(lengths: list[int], parts: int) -> None:
+    dealt = split_by_length(lengths, parts)
+    assert sorted(row for part in dealt for row in part) == list(range(len(lengths)))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-    tokens = [sum(lengths[row] for row in hand) for hand in dealt]
+    tokens = [sum(lengths[row] for row in part) for part in dealt]
     assert max(tokens) - min(tokens) <= max(lengths, default=0)
 
 
