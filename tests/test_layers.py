@@ -35,9 +35,7 @@ ROOT = {"cli", *COMMANDS}  # files of the package's root, which may import every
 NO_TORCH = ("core", "config", "scheduler", "hub", "data", "artifacts", "tracking", "report", "launch")
 OTHERS_FREE = "distributed.world evaluation.cells evaluation.metrics evaluation.text_metrics".split()
 TORCH_FREE = (*OTHERS_FREE, *sorted(ROOT))  # of other packages
-STILL_SHORT = """
-STILL_SHORT = "core.hashing scheduler.job".split()
-""".split()
+STILL_SHORT = ("scheduler.job",)
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 

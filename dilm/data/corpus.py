@@ -15,7 +15,7 @@ import numpy as np
 from dilm.config.compose import load_task
 from dilm.config.schema import Config, DataConfig, TaskConfig
 from dilm.core.errors import DataError, SourceError
-from dilm.core.hashing import content_key, derive_seed
+from dilm.core.hashing import cached, content_key, derive_seed
 from dilm.core.io import REPOSITORY, write_bytes
 from dilm.data.templates import fold_space
 from dilm.data.text_table import TextTable, read_table, table
@@ -115,13 +115,11 @@ def split_hash(task: TaskConfig, split: str, cache: Path) -> str:
         identity |= _hub_identity(task, split)
     else:
         return load_split(task, split, cache).content_hash
-    remembered = cache / "hashes" / content_key(identity)
-    try:
-        return remembered.read_text().strip()
-    except FileNotFoundError:
-        found = load_split(task, split, cache).content_hash
-        write_bytes(remembered, f"{found}\n".encode())
-        return found
+
+    def content() -> bytes:
+        return f"{load_split(task, split, cache).content_hash}\n".encode()
+
+    return cached(cache / "hashes", "*", identity, content).read_text().strip()
 
 
 def _file_name(task: TaskConfig, split: str) -> str:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dilm.core.hashing import content_key
-from dilm.core.io import write_bytes
+from dilm.core.hashing import cached
 from dilm.distributed.device import to_device
 
 ROWS = 4096  # tokenised at a time
@@ -74,12 +73,13 @@ def kept_tokens(cache: Path, name: str, identity: dict[str, Any], make: Callable
 
     Their file is one int32 array: the number of sequences, their lengths, their tokens.
     """
-    path = cache / "tokens" / f"{name}-{content_key(identity)}.npy"
-    if not path.is_file():
+
+    def content() -> memoryview:
         made, stream = make(), io.BytesIO()
         np.save(stream, np.concatenate([[len(made)], made.lengths, made.flat]).astype(np.int32))
-        write_bytes(path, stream.getbuffer())
-    stored = np.load(path, mmap_mode="r")
+        return stream.getbuffer()
+
+    stored = np.load(cached(cache / "tokens", f"{name}-*.npy", identity, content), mmap_mode="r")
     end = 1 + int(stored[0])
     return Tokens(stored[end:], stored[1:end])
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dilm.artifacts.fingerprint import learner_science
 from dilm.config.schema import LearnerConfig
-from dilm.core.hashing import content_key
-from dilm.core.io import write_bytes
+from dilm.core.hashing import cached
 from dilm.models.learner import Learner, build_learner, forward_all
 
 
@@ -44,9 +43,8 @@ class FeatureStore:
             "precision": self.precision,
             "texts": digest.hexdigest(),
         }
-        path = self.cache / "features" / f"{self.config.name}-{content_key(identity)}.safetensors"
-        if path.is_file():
-            return load_file(path)[what]
-        values = forward_all(self.learner, self.learner.tokenize(texts), what, self.precision)
-        write_bytes(path, save({what: values}))
-        return values
+
+        def content() -> bytes:
+            return save({what: forward_all(self.learner, self.learner.tokenize(texts), what, self.precision)})
+
+        return load_file(cached(self.cache / "features", f"{self.config.name}-*.safetensors", identity, content))[what]

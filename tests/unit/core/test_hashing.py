@@ -2,13 +2,14 @@
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dilm.core.hashing import KEY_LENGTH, canonical_json, content_key, derive_seed
+from dilm.core.hashing import KEY_LENGTH, cached, canonical_json, content_key, derive_seed
 
 reproducible = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -108,3 +109,23 @@ def test_seeds_use_the_whole_range() -> None:
     assert len(set(seeds)) == 2000
     assert 0.47 < sum(seed >= 2**62 for seed in seeds) / 2000 < 0.53
     assert 0.47 < sum(seed % 2 for seed in seeds) / 2000 < 0.53
+
+
+def test_a_cached_file_is_made_once_for_an_identity(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def content(word: str) -> bytes:
+        made.append(word)
+        return word.encode()
+
+    first = cached(tmp_path, "model-*.txt", {"texts": 1}, lambda: content("one"))
+    again = cached(tmp_path, "model-*.txt", {"texts": 1}, lambda: content("again"))
+    other = cached(tmp_path, "model-*.txt", {"texts": 2}, lambda: content("two"))
+    assert first == again == tmp_path / f"model-{content_key({'texts': 1})}.txt" and first.read_bytes() == b"one"
+    assert other.read_bytes() == b"two" and made == ["one", "two"]
+
+
+def test_a_cached_file_that_could_not_be_made_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        cached(tmp_path, "*", {"texts": 1}, lambda: b"%d" % (1 // 0))
+    assert list(tmp_path.iterdir()) == []
