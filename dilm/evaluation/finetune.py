@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from dilm.config.schema import Config, OptimizerConfig
 from dilm.core.hashing import Names, derive_seed
 from dilm.data.samplers import plain_batches
 from dilm.data.text_table import TextTable
-from dilm.distributed.device import pick_device, seeded
+from dilm.distributed.context import Context
+from dilm.distributed.device import seeded
 from dilm.evaluation.cells import Predict, Work
 from dilm.models.features import FeatureStore
 from dilm.models.learner import Learner, build_learner, forward_all, text_loss
@@ -44,10 +44,10 @@ def schedule_of(config: Config, n_texts: int) -> Schedule:
     return found
 
 
-def finetuned(config: Config, work: Sequence[Work], dev: TextTable, cache: Path) -> Predict:
+def finetuned(context: Context, work: Sequence[Work], dev: TextTable) -> Predict:
     """The whole learner is trained. Dev is tokenised once."""
-    device = pick_device(config.device, config.threads)
-    learner = build_learner(config.learner, len(config.task.labels), cache, device)
+    config = context.config
+    learner = build_learner(config.learner, context.n_labels, context.cache, context.device)
     dev_tokens = learner.tokenize_once(dev)
 
     def predict(dataset: TextTable, names: Names) -> np.ndarray:
@@ -73,10 +73,10 @@ def train_learner(learner: Learner, dataset: TextTable, config: Config, names: N
             engine.step(partial(text_loss, learner, drawn, dataset.labels[rows], config.precision))
 
 
-def frozen(config: Config, work: Sequence[Work], dev: TextTable, cache: Path) -> Predict:
+def frozen(context: Context, work: Sequence[Work], dev: TextTable) -> Predict:
     """The head alone is trained, on features that are computed once. A cell trains others of its size with it."""
-    device = pick_device(config.device, config.threads)
-    store = FeatureStore(config.learner, len(config.task.labels), cache, device, config.precision)
+    config = context.config
+    store = FeatureStore(config.learner, context.n_labels, context.cache, context.device, config.precision)
     dev_features = store.get(dev.texts, "features")
     texts = sorted({text for dataset, _ in work for text in dataset.texts})
     features = dict(zip(texts, store.get(texts, "features"), strict=True))

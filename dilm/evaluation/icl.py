@@ -8,27 +8,25 @@ Shape suffixes: N questions, C labels, F content-free texts.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dilm.config.schema import Config
 from dilm.core.errors import ConfigError
 from dilm.core.hashing import derive_seed
 from dilm.data.templates import DEMONSTRATION_END, LABEL_CUE, label_words, prompt_text
 from dilm.data.text_table import TextTable
-from dilm.distributed.device import pick_device
+from dilm.distributed.context import Context
 from dilm.evaluation.cells import Predict
 from dilm.models.llm import Llm
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al., 2021
 
 
-def predictor(config: Config, dev: TextTable, cache: Path) -> Predict:
+def predictor(context: Context, dev: TextTable) -> Predict:
     """Labels dev by what the language model makes of a data set. Dev is tokenised once."""
-    reader = Reader(config, cache, pick_device(config.device, config.threads))
+    config, reader = context.config, Reader(context)
     questions = reader.questions(dev.texts)
     said = False
 
@@ -76,8 +74,9 @@ def calibrated(scores_NC: Tensor, free_FC: Tensor) -> Tensor:
 class Reader:
     """A language model that reads prompts, and tells how likely each label word is where they end."""
 
-    def __init__(self, config: Config, cache: Path, device: torch.device) -> None:
-        self.config, self.llm = config, Llm(config.llm, config.precision, cache, device)
+    def __init__(self, context: Context) -> None:
+        config = context.config
+        self.config, self.llm = config, Llm(config.llm, config.precision, context.cache, context.device)
         words = label_words(config.task.labels, config.task.words)
         self.words = [self.llm.tokenize_after(LABEL_CUE, f" {word}") for word in words]
         self.end = self.llm.tokenize_after(f"{LABEL_CUE} {words[0]}", DEMONSTRATION_END)

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from dilm.artifacts.artifact import METRICS_FILE, Artifact
 from dilm.artifacts.fingerprint import pool_artifacts, pretrain_artifact
-from dilm.config.schema import Config
 from dilm.core.errors import TrainingError
 from dilm.core.hashing import derive_seed
-from dilm.data.corpus import Corpus
 from dilm.data.samplers import plain_batches, skip
-from dilm.distributed.device import pick_device, seeded
-from dilm.distributed.world import ALONE, World
+from dilm.distributed.context import Context
+from dilm.distributed.device import seeded
 from dilm.matching.batches import SamplingSettings, SyntheticTexts, write_synthetic_texts
 from dilm.matching.gradients import gradients_of, matched_parameters
 from dilm.matching.loss import Matched, match_gradients
@@ -39,23 +37,16 @@ from dilm.training.language_model import average_nll
 from dilm.training.optimizer import Microbatch
 
 
-def build_trajectory(
-    config: Config,
-    corpus: Corpus,
-    learner: Learner,
-    parameters: list[nn.Parameter] | None,
-    cache: Path,
-    world: World,
-) -> LearnerTrajectory:
+def build_trajectory(context: Context, learner: Learner, parameters: list[nn.Parameter] | None) -> LearnerTrajectory:
     """The learner's trajectory as `match.learners` names it; `parameters` as from `matched_parameters`.
 
     Raises MissingArtifactError where a pool of trajectories is named and not there.
     """
+    config = context.config
     if config.match.learners != "pool":
-        return TrainedTrajectory(config, corpus, learner, parameters, cache, world)
-    pool = [
-        (states.require(), gradients.require()) for states, gradients in pool_artifacts(config, corpus.content_hash)
-    ]
+        return TrainedTrajectory(context, learner, parameters)
+    artifacts = pool_artifacts(config, context.corpus.content_hash)
+    pool = [(states.require(), gradients.require()) for states, gradients in artifacts]
     return PooledTrajectory(learner, pool, config.match, (config.task.name, config.seed))
 
 
@@ -75,19 +66,19 @@ class Matching:
     Raises MissingArtifactError where the pre-trained generator, or a pool that is named, is not there.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World = ALONE) -> None:
+    def __init__(self, context: Context, artifact: Artifact) -> None:
+        config, corpus, world, cache = context.config, context.corpus, context.world, context.cache
         self.config, self.settings, self.corpus = config, config.match, corpus
         self.artifact, self.world = artifact, world
         self.names = (config.task.name, config.seed)
-        self.device = pick_device(config.device, config.threads)
-        self.n_labels = len(config.task.labels)
+        self.device, self.n_labels = context.device, context.n_labels
         parent = pretrain_artifact(config, corpus.content_hash).require()
         self.generator = load_generator(parent, config.generator, config.task, self.device)
         self.learner = world.main_first(lambda: build_learner(config.match.learner, self.n_labels, cache, self.device))
         self.parameters = matched_parameters(self.learner, self.settings.parameters)
         if self.parameters is not None:
             self.learner.use_eager_attention()  # the other kernels can't be back-propagated twice
-        self.trajectory = build_trajectory(config, corpus, self.learner, self.parameters, cache, world)
+        self.trajectory = build_trajectory(context, self.learner, self.parameters)
         encode = partial(self.generator.encode_once, corpus.train, config.generator, cache)
         self.sequences = world.main_first(encode) if self.settings.lm_weight else []
         self.lm_rows = plain_batches(

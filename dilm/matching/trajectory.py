@@ -9,18 +9,17 @@ Shape suffixes: C labels, P matched parameters.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dilm.config.schema import Config, MatchConfig
+from dilm.config.schema import MatchConfig
 from dilm.core.errors import TrainingError
 from dilm.core.hashing import Names, derive_seed
-from dilm.data.corpus import Corpus
 from dilm.data.samplers import plain_batches, skip
+from dilm.distributed.context import Context
 from dilm.distributed.device import seeded
 from dilm.distributed.world import World
 from dilm.matching.batches import real_batches, real_sets
@@ -126,15 +125,8 @@ class LearnerTrajectory(Protocol):
 class TrainedTrajectory:
     """As in the paper: the learner is trained between updates, and real batches are drawn for each of them."""
 
-    def __init__(
-        self,
-        config: Config,
-        corpus: Corpus,
-        learner: Learner,
-        parameters: list[nn.Parameter] | None,
-        cache: Path,
-        world: World,
-    ) -> None:
+    def __init__(self, context: Context, learner: Learner, parameters: list[nn.Parameter] | None) -> None:
+        config, corpus, world, cache = context.config, context.corpus, context.world, context.cache
         self.learner, self.parameters = learner, parameters
         self.settings, self.precision, self.world = config.match, config.precision, world
         self.names: Names = (config.task.name, config.seed)

@@ -18,14 +18,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dilm.config.schema import Config, MatchConfig
+from dilm.config.schema import MatchConfig
 from dilm.core import signals
 from dilm.core.hashing import Names, derive_seed
 from dilm.core.io import write_bytes
 from dilm.core.signals import Stopped
-from dilm.data.corpus import Corpus
-from dilm.distributed.device import pick_device
-from dilm.distributed.world import World
+from dilm.distributed.context import Context
 from dilm.matching.batches import fixed_sets
 from dilm.matching.gradients import matched_parameters, mean_gradients
 from dilm.matching.trajectory import LearnerTraining
@@ -126,11 +124,11 @@ class TrajectoryMaker:
     Every method is collective. Raises ConfigError as `matched_parameters`.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, cache: Path, world: World) -> None:
+    def __init__(self, context: Context) -> None:
+        config, corpus, world, cache = context.config, context.corpus, context.world, context.cache
         self.config, self.settings, self.corpus, self.world = config, config.match, corpus, world
         self.names: Names = ("pool", config.task.name)
-        device = pick_device(config.device, config.threads)
-        n_labels = len(config.task.labels)
+        device, n_labels = context.device, context.n_labels
         self.learner = world.main_first(lambda: build_learner(config.match.learner, n_labels, cache, device))
         self.parameters = matched_parameters(self.learner, self.settings.parameters)
         if self.parameters is not None:

@@ -1,8 +1,7 @@
 """Data sets from candidates: what each may choose from, and what it takes (paper, section 3.4; docs/method.md)."""
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from dilm.core.hashing import derive_seed
 from dilm.data.corpus import Corpus
 from dilm.data.samplers import candidate_rows
 from dilm.data.text_table import TextTable
-from dilm.distributed.device import pick_device
+from dilm.distributed.context import Context
 from dilm.models.features import FeatureStore
 from dilm.selection.coreset import SELECTIONS, random_rows
 from dilm.selection.teach import Labels, View, search, tuned, view_of
@@ -28,16 +27,17 @@ Text = tuple[str, ...]  # one string a field
 UNKNOWN = -1  # cluster of a text that wasn't chosen by clusters
 
 
-def chooser(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> Callable[[int], ShardTable]:
+def chooser(context: Context, candidates: ShardTable) -> Callable[[int], ShardTable]:
     """A function from a data set's number to its texts, chosen as `selection_of(config)` says.
 
     Candidates are embedded once, for all data sets. The function raises DataError where a label has too few.
     """
+    config = context.config
     if selection_of(config) == "teach":
-        return _Teaching(config, candidates, corpus, cache).choose
+        return _Teaching(context, candidates).choose
     embeddings = None
     if selection_of(config) in EMBEDDED:
-        embeddings = _store(config, config.generate.encoder, cache).get(candidates.table.texts, "embed")
+        embeddings = _store(context, config.generate.encoder).get(candidates.table.texts, "embed")
         embeddings = normalize(embeddings, dim=1) if config.generate.unit_embeddings else embeddings
 
     def choose(dataset: int) -> ShardTable:
@@ -56,24 +56,24 @@ def real_candidates(config: Config, corpus: Corpus) -> ShardTable:
     return shard_table(corpus.train.take(rows), dataset=SHARED, index=rows)
 
 
-def taught_texts(config: Config, corpus: Corpus, cache: Path) -> TextTable:
+def taught_texts(context: Context) -> TextTable:
     """The real texts of `match.taught_sets` sets that teach most, for the generator to imitate.
 
     A text comes as often as sets have it. Raises DataError where a label has too few.
     """
-    config = replace(config, method="teach", dpc=config.match.taught_dpc)
-    choose = chooser(config, real_candidates(config, corpus), corpus, cache)
-    bar = Progress(config.match.taught_sets, "choose what the generator imitates")
+    settings = context.config.match
+    context = context.changed(method="teach", dpc=settings.taught_dpc)
+    choose = chooser(context, real_candidates(context.config, context.corpus))
+    bar = Progress(settings.taught_sets, "choose what the generator imitates")
     sets = []
-    for dataset in range(config.match.taught_sets):
+    for dataset in range(settings.taught_sets):
         sets.append(choose(dataset))
         bar.update()
     return concatenate(sets).table
 
 
-def _store(config: Config, encoder: LearnerConfig, cache: Path) -> FeatureStore:
-    device = pick_device(config.device, config.threads)
-    return FeatureStore(encoder, len(config.task.labels), cache, device, config.precision)
+def _store(context: Context, encoder: LearnerConfig) -> FeatureStore:
+    return FeatureStore(encoder, context.n_labels, context.cache, context.device, context.config.precision)
 
 
 def _choose(
@@ -107,11 +107,12 @@ class _Seen:
 class _Teaching:
     """Chooses what teaches most. Every data set has its own candidates, and its own training texts to score on."""
 
-    def __init__(self, config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> None:
+    def __init__(self, context: Context, candidates: ShardTable) -> None:
+        config, corpus = context.config, context.corpus
         self.config, self.candidates = config, candidates
         self.scored = corpus.train.take(scored_rows(config, candidates, corpus.train))
         settings = config.generate.teach
-        stores = [_store(config, view, cache) for view in teach_views(config)]
+        stores = [_store(context, view) for view in teach_views(config)]
         parts = (candidates.table.texts, self.scored.texts)
         self.seen = [_Seen(*(store.get(texts, "embed") for texts in parts)) for store in stores]
         if settings.words:
@@ -155,7 +156,7 @@ def others_first(texts: Sequence[Text], candidates: Set[Text], seed: int) -> np.
     return np.concatenate([order[~candidate_N], order[candidate_N]])
 
 
-def credible_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path) -> np.ndarray:
+def credible_rows(context: Context, table: TextTable) -> np.ndarray:
     """The label filter: rows of a table whose label a linear classifier, trained on the whole corpus, does not doubt.
 
     It doubts a text whose log-odds for its label are below those of all but the `generate.teacher_filter` least likely
@@ -163,7 +164,8 @@ def credible_rows(config: Config, table: TextTable, corpus: Corpus, cache: Path)
     """
     from sklearn.linear_model import LogisticRegression  # heavy
 
-    store = _store(config, config.generate.encoder, cache)
+    config, corpus = context.config, context.corpus
+    store = _store(context, config.generate.encoder)
     parts = (corpus.train, corpus.valid, table)
     train_ND, valid_ND, table_ND = (store.get(part.texts, "embed").numpy() for part in parts)
     middle_D, spread = train_ND.mean(0), train_ND.std()

@@ -20,12 +20,11 @@ from dilm.config.schema import Config
 from dilm.core.errors import ConfigError
 from dilm.core.hashing import derive_seed
 from dilm.core.io import write_json
-from dilm.data.corpus import Corpus, load_corpus, load_split
+from dilm.data.corpus import load_split
 from dilm.data.text_table import TextTable, table
-from dilm.distributed.device import pick_device
+from dilm.distributed.context import Context
 from dilm.evaluation.finetune import finetuned, frozen
 from dilm.evaluation.text_metrics import NONE, copies, divergence, longest_spans, measures, near_duplicates, words_of
-from dilm.hub.pretrained import cache_folder
 from dilm.models.features import FeatureStore
 
 REPORT = "audit.json"
@@ -41,13 +40,13 @@ def run(config: Config) -> Artifact:
             f"shard {config.shard!r} is the training set itself; audit a data set that was chosen from it."
         )
     config = replace(config, task=subject.task, data=subject.data)
-    cache = cache_folder(config.cache)
-    corpus, dev = load_corpus(config.task, config.data, cache), load_split(config.task, "dev", cache)
+    context = Context(config)
+    corpus, dev = context.corpus, load_split(config.task, "dev", context.cache)
     hashes = {"train": corpus.content_hash, "dev": dev.content_hash}
     artifact = audit_artifact(config, subject.key, subject.name, hashes)
 
     def build(folder: Path) -> None:
-        write_json(folder / REPORT, audit(config, subject, corpus, dev, cache))
+        write_json(folder / REPORT, audit(context, subject, dev))
 
     make(artifact, build, config)
     return artifact
@@ -75,16 +74,17 @@ def distinct_texts(subject: Inspected) -> Distinct:
     return Distinct(list(first), rows.table.labels[where], count, rows.dataset[where])
 
 
-def audit(config: Config, subject: Inspected, corpus: Corpus, dev: TextTable, cache: Path) -> dict[str, Any]:
+def audit(context: Context, subject: Inspected, dev: TextTable) -> dict[str, Any]:
     """All findings, and every distinct text with what is flagged about it."""
+    config, corpus = context.config, context.corpus
     found = distinct_texts(subject)
     real = [*corpus.train.texts, *corpus.valid.texts]  # the held-out rows are training texts too
     flags: list[list[str]] = [[] for _ in found.texts]
     copied = _copies(found, real, dev, flags)
     spans, runs = _spans(config, found, real, dev, flags)
     near = _near(config, found, real, flags)
-    neighbours, nearest = _neighbours(config, found, corpus.train, dev, cache, flags)
-    labels, said = _labels(config, found, corpus, cache, flags)
+    neighbours, nearest = _neighbours(context, found, dev, flags)
+    labels, said = _labels(context, found, flags)
     texts = [
         {
             "text": list(found.texts[n]),
@@ -154,15 +154,15 @@ def _near(config: Config, found: Distinct, real: list[Text], flags: Flags) -> di
 
 
 def _neighbours(
-    config: Config, found: Distinct, train: TextTable, dev: TextTable, cache: Path, flags: Flags
+    context: Context, found: Distinct, dev: TextTable, flags: Flags
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How near the texts are to training texts among embeddings, beside how near dev texts are."""
+    config, train = context.config, context.corpus.train
     wanted = config.audit.embedded_rows
     if wanted is not None and wanted < len(train):
         draws = np.random.default_rng(derive_seed("audit", config.task.name))
         train = train.take(np.sort(draws.choice(len(train), wanted, replace=False)))
-    device = pick_device(config.device, config.threads)
-    store = FeatureStore(config.generate.encoder, len(config.task.labels), cache, device, config.precision)
+    store = FeatureStore(config.generate.encoder, context.n_labels, context.cache, context.device, config.precision)
     train_ND, dev_ND, own_ND = (
         normalize(store.get(texts, "embed"), dim=1) for texts in (train.texts, dev.texts, found.texts)
     )
@@ -187,15 +187,14 @@ def _nearest(own_ND: torch.Tensor, others_MD: torch.Tensor) -> tuple[np.ndarray,
     return torch.cat([part.values for part in parts]).numpy(), torch.cat([part.indices for part in parts]).numpy()
 
 
-def _labels(
-    config: Config, found: Distinct, corpus: Corpus, cache: Path, flags: Flags
-) -> tuple[dict[str, Any], list[int]]:
+def _labels(context: Context, found: Distinct, flags: Flags) -> tuple[dict[str, Any], list[int]]:
     """What a learner that was trained on the whole training set takes the texts for."""
+    config, corpus = context.config, context.corpus
     asked = table(config.task.fields, [*found.texts, *corpus.valid.texts], [*found.labels, *corpus.valid.labels])
     names = ("audit", config.task.name)
-    teacher = replace(config, method="full")  # whose schedule is that of the whole training set
+    teacher = context.changed(method="full")  # whose schedule is that of the whole training set
     predictor = frozen if config.learner.freeze_encoder else finetuned
-    said = predictor(teacher, [(corpus.train, names)], asked, cache)(corpus.train, names)
+    said = predictor(teacher, [(corpus.train, names)], asked)(corpus.train, names)
     own, valid = said[: len(found.texts)], said[len(found.texts) :]
     for number in np.flatnonzero(own != found.labels):
         flags[number].append(f"the teacher takes it for {config.task.labels[own[number]]}")

@@ -19,10 +19,9 @@ from dilm.core import signals
 from dilm.core.errors import CellsFailedError, DilmError
 from dilm.data.corpus import load_split, sampled_dev, split_hash
 from dilm.data.text_table import TextTable
-from dilm.evaluation import finetune
+from dilm.distributed.context import Context
 from dilm.evaluation.cells import Predict, Work, evaluation_cells
 from dilm.evaluation.metrics import score
-from dilm.hub.pretrained import cache_folder
 from dilm.tracking.tracker import Progress
 
 POLL_SECONDS = 1.0
@@ -41,7 +40,8 @@ class Outcome:
 
 def run(config: Config) -> Outcome:
     """Evaluate every missing cell of one method, size and learner. Raises CellsFailedError at the end if any failed."""
-    root, cache = Path(config.root), cache_folder(config.cache)
+    context = Context(config)
+    root, cache = Path(config.root), context.cache
     data_hash, dev = split_hash(config.task, "train", cache), load_split(config.task, "dev", cache)
     shards = read_shards(dataset_artifact(config, data_hash).require())
     cells = evaluation_cells(config, data_hash, dev.content_hash)
@@ -54,7 +54,7 @@ def run(config: Config) -> Outcome:
     datasets = {number: shards.table.take(np.flatnonzero(shards.dataset == number)) for number in numbers}
     scored = sampled_dev(dev, config.evaluate.dev_rows, config.task.name)
     work = [(datasets[cell.dataset], names_of(config, cell)) for cell in missing]
-    predict = _predictor(config, work, scored, cache)
+    predict = _predictor(context, work, scored)
 
     def evaluate_one(cell: Cell) -> Row:
         return _evaluate_cell(config, cell, datasets[cell.dataset], scored, predict)
@@ -62,8 +62,9 @@ def run(config: Config) -> Outcome:
     return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
 
 
-def _predictor(config: Config, work: list[Work], dev: TextTable, cache: Path) -> Predict:
+def _predictor(context: Context, work: list[Work], dev: TextTable) -> Predict:
     """What learns from a data set and labels dev; loaded with models and dev once for all cells."""
+    config = context.config
     if config.evaluator == "words":
         from dilm.models import bag_of_words
 
@@ -71,9 +72,10 @@ def _predictor(config: Config, work: list[Work], dev: TextTable, cache: Path) ->
     if config.evaluator == "icl":
         from dilm.evaluation import icl
 
-        return icl.predictor(config, dev, cache)
+        return icl.predictor(context, dev)
+    from dilm.evaluation import finetune
 
-    return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(config, work, dev, cache)
+    return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(context, work, dev)
 
 
 def names_of(config: Config, cell: Cell) -> tuple[str | int, ...]:

@@ -12,12 +12,10 @@ from dilm.artifacts.shards import ShardTable, concatenate, read_shards, shard_ta
 from dilm.config.schema import GENERATOR_METHODS, WRITING_METHODS, Config, plain
 from dilm.core import signals
 from dilm.core.io import new_folder
-from dilm.data.corpus import Corpus, load_corpus
 from dilm.data.text_table import read_published, table
-from dilm.distributed.device import pick_device
+from dilm.distributed.context import Context
 from dilm.distributed.world import ALONE, World
 from dilm.evaluation.text_metrics import NONE, copies
-from dilm.hub.pretrained import cache_folder
 from dilm.models.generator import load_generator
 from dilm.models.likelihood import text_nll
 from dilm.models.sampling import Sampler
@@ -30,49 +28,49 @@ def run(config: Config, world: World = ALONE) -> Artifact:
 
     Ranks share writing and ranking; choosing is the main one's.
     """
-    cache = cache_folder(config.cache)
-    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
+    context = Context(config, world)
+    corpus = context.corpus
     artifact = dataset_artifact(config, corpus.content_hash)
     if world.broadcast(artifact.exists and not config.force):
         make(artifact, lambda folder: None, config, world=world)
         return artifact
-    pool = _pool(config, corpus, world) if config.method in GENERATOR_METHODS else None
+    pool = _pool(context) if config.method in GENERATOR_METHODS else None
 
     def choose(folder: Path) -> None:
         if world.main:
-            candidates = (
-                real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool, cache)
-            )
-            _choose_all(config, artifact, candidates, corpus, cache, folder)
+            candidates = real_candidates(config, corpus) if pool is None else _written_or_ranked(context, pool)
+            _choose_all(context, artifact, candidates, folder)
 
     make(artifact, choose, config, world=world)
     return artifact
 
 
-def _pool(config: Config, corpus: Corpus, world: World) -> Path:
+def _pool(context: Context) -> Path:
     """The folder of what a generator wrote, or of the real texts that it ranked."""
+    config, corpus = context.config, context.corpus
     parent = generator_artifact(config, corpus.content_hash).require()
     pool = candidates_artifact(config, corpus.content_hash)
 
     def fill(folder: Path) -> None:
         if config.method == "rank":
-            _rank_real(config, pool, parent, corpus, world, folder)
+            _rank_real(context, pool, parent, folder)
         else:
-            _write_candidates(config, pool, parent, world, folder)
+            _write_candidates(context, pool, parent, folder)
 
-    make(pool, fill, config, world=world)
+    make(pool, fill, config, world=context.world)
     return pool.folder
 
 
-def _written_or_ranked(config: Config, corpus: Corpus, pool: Path, cache: Path) -> ShardTable:
+def _written_or_ranked(context: Context, pool: Path) -> ShardTable:
     """The candidates of a pool; where asked without copies of training texts, and without what a teacher doubts."""
+    config, corpus = context.config, context.corpus
     candidates, settings = read_shards(pool), config.generate
     if config.method not in WRITING_METHODS:
         return candidates
     if settings.exclude_copies:
         candidates = candidates.take(np.flatnonzero(copies(candidates.table.texts, corpus.train.texts) == NONE))
     if settings.teacher_filter:
-        candidates = candidates.take(credible_rows(config, candidates.table, corpus, cache))
+        candidates = candidates.take(credible_rows(context, candidates.table))
     return candidates
 
 
@@ -86,11 +84,11 @@ def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
     }
 
 
-def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: World, folder: Path) -> None:
+def _write_candidates(context: Context, artifact: Artifact, parent: Path, folder: Path) -> None:
     """All well-formed texts of every label, with their NLL; its label and `index` seed a text's tokens."""
+    config, world = context.config, context.world
     settings, task = config.generate, config.task
-    device = pick_device(config.device, config.threads)
-    generator = load_generator(parent, config.generator, task, device)
+    generator = load_generator(parent, config.generator, task, context.device)
     writer = Sampler(generator, config.precision)
     shared = settings.pool == "shared"
     datasets = [SHARED] if shared else range(config.n_datasets)
@@ -128,10 +126,11 @@ def _write_part(config: Config, writer: Sampler, dataset: int, label: int, indic
         write_shards(temporary, part, _attributes(config, "", 0), {})
 
 
-def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus, world: World, folder: Path) -> None:
+def _rank_real(context: Context, artifact: Artifact, parent: Path, folder: Path) -> None:
     """Real texts with their NLL under the generator."""
-    candidates = real_candidates(config, corpus)
-    generator = load_generator(parent, config.generator, config.task, pick_device(config.device, config.threads))
+    config, world = context.config, context.world
+    candidates = real_candidates(config, context.corpus)
+    generator = load_generator(parent, config.generator, config.task, context.device)
     generator.model.eval()
     own = list(world.shard(len(candidates)))
     sequences = generator.encode(candidates.table.take(own))
@@ -149,10 +148,9 @@ def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus,
         write_shards(folder, ranked, _attributes(config, artifact.key, 0), about)
 
 
-def _choose_all(
-    config: Config, artifact: Artifact, candidates: ShardTable, corpus: Corpus, cache: Path, folder: Path
-) -> None:
+def _choose_all(context: Context, artifact: Artifact, candidates: ShardTable, folder: Path) -> None:
     """Choose every data set, and write them all. What takes long is kept meanwhile, for a job that is queued again."""
+    config = context.config
     selection = selection_of(config)
     about = {"candidates": len(candidates), "config": plain(config), "science": artifact.science}
     attributes = _attributes(config, artifact.key, config.dpc if selection != "full" else 0)
@@ -160,7 +158,7 @@ def _choose_all(
         whole = _published(config) if selection == "published" else candidates.with_columns(dataset=0, seed=config.seed)
         write_shards(folder, whole, attributes, about)
         return
-    choose = chooser(config, candidates, corpus, cache)
+    choose = chooser(context, candidates)
 
     def kept(dataset: int) -> ShardTable:
         own = artifact.state / f"set-{dataset:06d}"

@@ -6,10 +6,10 @@ from pathlib import Path
 from dilm.artifacts.artifact import Artifact, make
 from dilm.artifacts.fingerprint import match_artifact, pool_artifacts, pretrain_artifact
 from dilm.config.schema import Config, PretrainConfig
-from dilm.data.corpus import Corpus, load_corpus
-from dilm.distributed.device import out_of_memory, pick_device
+from dilm.distributed.context import Context
+from dilm.distributed.device import out_of_memory
 from dilm.distributed.world import ALONE, World
-from dilm.hub.pretrained import cache_folder, model_folder
+from dilm.hub.pretrained import model_folder
 from dilm.matching.trainer import Matching
 from dilm.matching.trajectory_pool import TrajectoryMaker
 from dilm.models.generator import build_generator, load_generator
@@ -19,13 +19,12 @@ from dilm.training.language_model import LanguageModelTraining
 
 def pretrain(config: Config, world: World = ALONE) -> Artifact:
     """Make the pre-trained generator, or find it."""
-    cache = cache_folder(config.cache)
-    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
-    artifact = pretrain_artifact(config, corpus.content_hash)
+    context = Context(config, world)
+    artifact = pretrain_artifact(config, context.corpus.content_hash)
 
     def build(folder: Path) -> None:
         with out_of_memory():
-            Pretraining(config, corpus, artifact, cache, world).train(folder)
+            Pretraining(context, artifact).train(folder)
 
     make(artifact, build, config, world=world)
     return artifact
@@ -34,11 +33,11 @@ def pretrain(config: Config, world: World = ALONE) -> Artifact:
 class Pretraining(LanguageModelTraining):
     """Training of a pretrained model on all training texts."""
 
-    def __init__(self, config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World) -> None:
-        device = pick_device(config.device, config.threads)
-        source = world.main_first(lambda: model_folder(config.generator.name, config.generator.source, cache))
-        generator = build_generator(source, config.generator, config.task, device)
-        sequences = world.main_first(lambda: generator.encode_once(corpus.train, config.generator, cache))
+    def __init__(self, context: Context, artifact: Artifact) -> None:
+        config, corpus, world = context.config, context.corpus, context.world
+        source = world.main_first(lambda: model_folder(config.generator.name, config.generator.source, context.cache))
+        generator = build_generator(source, config.generator, config.task, context.device)
+        sequences = world.main_first(lambda: generator.encode_once(corpus.train, config.generator, context.cache))
         parts = sequences, generator.encode(corpus.valid)
         super().__init__(config, config.pretrain, "pretrain", generator, parts, artifact, world)
 
@@ -47,9 +46,8 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
     """Make the trajectories of the pool and their teachers, or find them; nothing where a matching has no pool."""
     if config.match.learners != "pool":
         return
-    cache = cache_folder(config.cache)
-    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
-    pool = dict(enumerate(pool_artifacts(config, corpus.content_hash)))
+    context = Context(config, world)
+    pool = dict(enumerate(pool_artifacts(config, context.corpus.content_hash)))
     if config.match.trajectory is not None:
         pool = {config.match.trajectory: pool[config.match.trajectory]}
     there = all(artifact.exists for both in pool.values() for artifact in both)
@@ -59,7 +57,7 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
             print(f"found {len(pool)} of the pool's {size} learners ({name}) below {config.root}")
         return
     with out_of_memory():
-        maker = TrajectoryMaker(config, corpus, cache, world)
+        maker = TrajectoryMaker(context)
         for number, (trajectory, teacher) in pool.items():
             make(trajectory, partial(maker.train, number), config, world=world)
             make(teacher, partial(maker.measure, trajectory.folder, number), config, world=world)
@@ -67,29 +65,27 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
 
 def match(config: Config, world: World = ALONE) -> Artifact:
     """Make the generator trained by gradient matching, or by imitation, or find it. Needs the pre-trained one."""
-    cache = cache_folder(config.cache)
-    corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
-    artifact = match_artifact(config, corpus.content_hash)
+    context = Context(config, world)
+    artifact = match_artifact(config, context.corpus.content_hash)
     if config.force or not artifact.exists:
-        pretrain_artifact(config, corpus.content_hash).require()
+        pretrain_artifact(config, context.corpus.content_hash).require()
 
     def build(folder: Path) -> None:
         with out_of_memory():
             training = imitation if config.match.objective == "teach" else Matching
-            training(config, corpus, artifact, cache, world).train(folder)
+            training(context, artifact).train(folder)
 
     make(artifact, build, config, world=world)
     return artifact
 
 
-def imitation(
-    config: Config, corpus: Corpus, artifact: Artifact, cache: Path, world: World = ALONE
-) -> LanguageModelTraining:
+def imitation(context: Context, artifact: Artifact) -> LanguageModelTraining:
     """Language-model training, of the pre-trained generator, on the real texts that teach most."""
-    settings, device = config.match, pick_device(config.device, config.threads)
+    config, corpus, world = context.config, context.corpus, context.world
+    settings = config.match
     parent = pretrain_artifact(config, corpus.content_hash).require()
-    generator = load_generator(parent, config.generator, config.task, device)
-    taught = world.broadcast(taught_texts(config, corpus, cache) if world.main else corpus.train)  # the main rank's
+    generator = load_generator(parent, config.generator, config.task, context.device)
+    taught = world.broadcast(taught_texts(context) if world.main else corpus.train)  # the main rank's
     steps = settings.outer_steps * settings.inner_steps
     training = PretrainConfig(steps, settings.lm_batch, settings.optimizer, 0, settings.log_every)
     parts = generator.encode(taught), generator.encode(corpus.valid)

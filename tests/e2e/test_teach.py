@@ -18,6 +18,7 @@ from dilm.core.signals import Stopped
 from dilm.data.corpus import load_corpus, load_split
 from dilm.data.samplers import candidate_rows
 from dilm.data.text_table import TextTable
+from dilm.distributed.context import Context
 from dilm.models.generator import load_generator
 from dilm.models.likelihood import text_nll
 from dilm.selection.select import credible_rows, scored_rows, taught_texts
@@ -72,7 +73,7 @@ def test_imitation_makes_what_teaches_likelier(tiny: Compose, tiny_cache: Path) 
     config = tiny(*TEACH, *TRAIN, *IMITATE, "method=dilm", "match.inner_steps=20", "match.optimizer.lr=1e-3")
     train_command.run(config)
     corpus = load_corpus(config.task, config.data, tiny_cache)
-    taught = taught_texts(config, corpus, tiny_cache)
+    taught = taught_texts(Context(config))
     assert taught.labels.tolist() == ([0] * 3 + [1] * 3) * 2
     assert set(taught.texts) <= set(corpus.train.texts)
     nll = []
@@ -133,7 +134,7 @@ def test_a_teacher_of_all_training_texts_doubts_wrong_labels(tiny: Compose, tiny
     rows = corpus.valid
     wrong = np.arange(len(rows)) % 4 == 0
     mixed = TextTable(rows.fields, rows.texts, np.where(wrong, 1 - rows.labels, rows.labels))
-    kept = credible_rows(config, mixed, corpus, tiny_cache)
+    kept = credible_rows(Context(config), mixed)
     right = np.flatnonzero(~wrong)
     assert len(np.intersect1d(kept, right)) >= 0.9 * len(right)
     assert wrong[kept].mean() < 0.7 * wrong.mean()

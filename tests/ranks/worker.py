@@ -22,9 +22,8 @@ from dilm.config.compose import attach
 from dilm.config.schema import OptimizerConfig
 from dilm.config.validate import typed
 from dilm.core.io import CONF_FOLDER
-from dilm.data.corpus import load_corpus
+from dilm.distributed.context import Context
 from dilm.distributed.world import joined
-from dilm.hub.pretrained import cache_folder
 from dilm.matching.batches import SyntheticTexts
 from dilm.matching.trainer import Matching
 from dilm.stages.train import Pretraining
@@ -95,10 +94,10 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
         config = typed(compose("config", overrides))
     dilm.training.engine.adamw = dilm.training.deepspeed.adamw = sgd
-    cache = cache_folder(config.cache)
-    corpus = load_corpus(config.task, config.data, cache)
     with joined() as world:
-        pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
+        context = Context(config, world)
+        corpus = context.corpus
+        pretraining = Pretraining(context, pretrain_artifact(config, corpus.content_hash))
         engine = pretraining.engine()
         pretraining.generator.model.train()
         result = {"pretrain": observed(engine, lambda: pretraining.update(engine, 1, ROWS)[1].loss)}
@@ -106,7 +105,7 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
         if world.main and not parent.exists():  # the same generator, whatever the precision
             parent.symlink_to(next(parent.parent.glob("lm-tiny-????????????")))
         world.barrier()
-        matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache, world)
+        matching = Matching(context, match_artifact(config, corpus.content_hash))
         engine = matching.engine()
         matching.trajectory.start()
         if pool.exists():

@@ -58,9 +58,8 @@ def measure_engine(steps: int, keys: list[str]) -> None:
     from dilm.config.compose import attach
     from dilm.config.validate import typed
     from dilm.core.io import CONF_FOLDER
-    from dilm.data.corpus import load_corpus
+    from dilm.distributed.context import Context
     from dilm.distributed.world import joined
-    from dilm.hub.pretrained import cache_folder
     from dilm.stages.train import Pretraining
     from dilm.training.engine import check_engine
 
@@ -68,11 +67,11 @@ def measure_engine(steps: int, keys: list[str]) -> None:
     attach()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
         config = typed(compose("config", keys))
-    cache = cache_folder(config.cache)
-    corpus = load_corpus(config.task, config.data, cache)
     with joined() as world:
         check_engine(config, world)
-        pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, world)
+        context = Context(config, world)
+        corpus = context.corpus
+        pretraining = Pretraining(context, pretrain_artifact(config, context.corpus.content_hash))
         engine = pretraining.engine()
         pretraining.generator.model.train()
         rows = np.random.default_rng(0).choice(len(corpus.train), size=(WARM_UP + steps, config.pretrain.batch))

@@ -13,7 +13,7 @@ from dilm.core.hashing import derive_seed
 from dilm.data.corpus import load_corpus, load_split, stratified_rows
 from dilm.data.samplers import candidate_rows
 from dilm.data.text_table import TextTable
-from dilm.distributed.device import pick_device
+from dilm.distributed.context import Context
 from dilm.evaluation.icl import Reader, demonstration_order
 from dilm.hub.pretrained import cache_folder
 
@@ -34,16 +34,16 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
     dataset = dataset.take(demonstration_order(dataset.labels, None, derive_seed("bench order")))
     dev = dev.take(stratified_rows(dev, 20 if small else QUESTIONS, derive_seed("bench questions")))
     sides = {
-        "ours": lambda: _ours(config, dataset, dev, cache),
-        "baseline": lambda: _baseline(config, dataset, dev, cache),
+        "ours": lambda: _ours(config, dataset, dev),
+        "baseline": lambda: _baseline(config, dataset, dev),
     }
     note = f"{config.llm.name}, {len(dev)} test texts, {len(dataset)} demonstrations"
     tolerance = 0.001 if config.precision == "fp32" else 0.05  # of what bf16 rounds along two ways
     return Contest("icl", "texts", sides, [speed_up(5)], config.precision, tolerance, note)
 
 
-def _ours(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -> Call:
-    reader = Reader(config, cache, pick_device(config.device, config.threads))
+def _ours(config: Config, dataset: TextTable, dev: TextTable) -> Call:
+    reader = Reader(Context(config))
     questions = reader.questions(dev.texts)  # once for all data sets, as in an evaluation
     flops = _flops(reader, reader.demonstrations(dataset), questions)
 
@@ -55,10 +55,10 @@ def _ours(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -> Ca
     return call
 
 
-def _baseline(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -> Call:
+def _baseline(config: Config, dataset: TextTable, dev: TextTable) -> Call:
     """Prompts are tokenised whole for every question, and the vocabulary's logits are made at every place."""
-    device = pick_device(config.device, config.threads)
-    reader = Reader(config, cache, device)
+    context = Context(config)
+    device, reader = context.device, Reader(context)
     llm, model, head = reader.llm, reader.llm.model, reader.llm.head
     words = [word[0] for word in reader.words]  # only a word's first token is scored
     flops = _flops(reader, reader.demonstrations(dataset), reader.questions(dev.texts))

@@ -20,6 +20,7 @@ from dilm.core.hashing import Names, derive_seed
 from dilm.core.io import new_folder
 from dilm.data.corpus import Corpus, load_corpus
 from dilm.data.samplers import plain_batches
+from dilm.distributed.context import Context
 from dilm.distributed.device import autocast, pick_device
 from dilm.distributed.world import ALONE
 from dilm.hub.pretrained import cache_folder, model_folder
@@ -144,7 +145,7 @@ class Stage:
         return self._updates(matching, trains=True)
 
     def _matching(self, config: Config) -> Matching:
-        matching = Matching(config, self.corpus, match_artifact(config, self.corpus.content_hash), self.cache)
+        matching = Matching(Context(config), match_artifact(config, self.corpus.content_hash))
         matching.texts = self.written(matching.generator, matching.learner)
         matching.batches = [self._draws(part, label) for label, part in enumerate(matching.texts)]
         return matching

@@ -13,8 +13,8 @@ from dilm.config.schema import Config
 from dilm.core.hashing import derive_seed
 from dilm.data.corpus import Corpus, load_corpus
 from dilm.data.samplers import plain_batches
+from dilm.distributed.context import Context
 from dilm.distributed.device import autocast, pick_device
-from dilm.distributed.world import ALONE
 from dilm.hub.pretrained import cache_folder, model_folder
 from dilm.models.generator import build_generator
 from dilm.stages.train import Pretraining
@@ -32,20 +32,22 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
     cache = cache_folder(config.cache)
     corpus = load_corpus(config.task, config.data, cache)
     sides = {
-        "ours": lambda: _ours(config, corpus, cache),
+        "ours": lambda: _ours(config),
         "baseline": lambda: _baseline(config, corpus, cache, checkpointing=True),
         "baseline, no checkpointing": lambda: _baseline(config, corpus, cache, checkpointing=False),
     }
     goals = [speed_up(1.5), speed_up(None, "baseline, no checkpointing")]
     if compiled.engine.compile:
-        sides["ours, compiled"] = lambda: _ours(compiled, corpus, cache)
+        sides["ours, compiled"] = lambda: _ours(compiled)
         goals.append(speed_up(None, "ours", "ours, compiled"))
     note = f"{config.generator.name}, steps of {config.pretrain.batch} texts of {config.task.name}"
     return Contest("pretrain", "tokens", sides, goals, config.precision, 0.02, note)
 
 
-def _ours(config: Config, corpus: Corpus, cache: Path) -> Call:
-    pretraining = Pretraining(config, corpus, pretrain_artifact(config, corpus.content_hash), cache, ALONE)
+def _ours(config: Config) -> Call:
+    context = Context(config)
+    corpus = context.corpus
+    pretraining = Pretraining(context, pretrain_artifact(config, context.corpus.content_hash))
     engine = pretraining.engine()
     model = pretraining.generator.model.train()
     batches = plain_batches(len(corpus.train), config.pretrain.batch, _random(config))

@@ -12,6 +12,7 @@ from dilm.config.schema import Config
 from dilm.core.hashing import derive_seed
 from dilm.data.corpus import load_split
 from dilm.data.samplers import plain_batches
+from dilm.distributed.context import Context
 from dilm.distributed.device import seeded
 from dilm.evaluation.cells import Work
 from dilm.evaluation.finetune import frozen, schedule_of, train_heads
@@ -57,12 +58,12 @@ def test_frozen_cells_have_the_same_scores_together_alone_and_one_by_one(
         for number, size in enumerate(sizes)
         for seed in range(2)
     ]
-    together = frozen(config, work, dev, tiny_cache)
+    together = frozen(Context(config), work, dev)
     store = FeatureStore(config.learner, 2, tiny_cache, torch.device("cpu"), config.precision)
     dev_ND = store.get(dev.texts, "features")
     for dataset, names in reversed(work):
         found = together(dataset, names)
-        assert np.array_equal(found, frozen(config, [(dataset, names)], dev, tiny_cache)(dataset, names))
+        assert np.array_equal(found, frozen(Context(config), [(dataset, names)], dev)(dataset, names))
         features_BD = store.get(dataset.texts, "features")
         scale = features_BD.square().mean().sqrt()
         head = one_head(features_BD / scale, torch.as_tensor(dataset.labels), config, names)

@@ -35,6 +35,7 @@ from dilm.core.hashing import content_key
 from dilm.data.corpus import load_split
 from dilm.data.templates import label_words, prompt_text
 from dilm.data.text_table import TextTable, table
+from dilm.distributed.context import Context
 from dilm.evaluation.cells import protocol_science
 from dilm.evaluation.icl import CONTENT_FREE, Reader, calibrated, demonstration_order, predictor
 from dilm.hub.pretrained import model_folder
@@ -76,7 +77,7 @@ def read(tiny: Compose, folders: dict[str, Path], tiny_cache: Path) -> Callable[
     def reader(kind: str = "gpt2", *overrides: str) -> Reader:
         model = ["llm.source.built=null", f"llm.source.path={folders[kind]}", f"llm.name={kind}"]
         words = ["task.labels=[bad,good,neither]", f"task.words=[{','.join(WORDS)}]"]
-        return Reader(tiny("evaluator=icl", *model, *words, *overrides), tiny_cache, CPU)
+        return Reader(Context(tiny("evaluator=icl", *model, *words, *overrides)))
 
     return reader
 
@@ -238,7 +239,7 @@ def test_what_does_not_fit_is_said_once(tiny: Compose, tiny_cache: Path, dataset
     dev = table(["sentence"], [("short",), ("some words of a film " * 4,), ("many words " * 60,)], [0, 1, 0])
     config = tiny("evaluator=icl", "icl.max_length=100")
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        predict = predictor(config, dev, tiny_cache)
+        predict = predictor(Context(config), dev)
         assert all(len(predict(dataset, (name,))) == len(dev) for name in "ab")
     cut, left_out = [line for line in said.getvalue().splitlines() if line.startswith("icl: ")]
     assert cut == "icl: 1 of 3 questions are longer than 100 tokens alone; their ends are cut"
@@ -278,7 +279,7 @@ def test_long_questions_keep_most_of_their_room(cutter: Reader) -> None:
 
 
 def test_a_question_without_text_must_fit(tiny: Compose, tiny_cache: Path) -> None:
-    reader = Reader(tiny("evaluator=icl", "icl.max_length=12"), tiny_cache, CPU)
+    reader = Reader(Context(tiny("evaluator=icl", "icl.max_length=12")))
     with pytest.raises(ConfigError, match=r"icl\.max_length leaves \d+ tokens for a question, .* has \d+; raise it"):
         reader.questions([("some words",)])
 

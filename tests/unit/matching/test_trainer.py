@@ -13,6 +13,7 @@ from dilm.artifacts.artifact import make
 from dilm.artifacts.fingerprint import match_artifact, pretrain_artifact
 from dilm.config.schema import Config
 from dilm.data.corpus import load_corpus
+from dilm.distributed.context import Context
 from dilm.hub.pretrained import model_folder
 from dilm.matching.batches import SyntheticTexts
 from dilm.matching.gradients import parameter_gradient
@@ -32,7 +33,7 @@ def matching_of(config: Config, cache: Path) -> Matching:
     parent = pretrain_artifact(config, corpus.content_hash)
     source = model_folder(config.generator.name, config.generator.source, cache)
     make(parent, build_generator(source, config.generator, config.task).save, config)
-    matching = Matching(config, corpus, match_artifact(config, corpus.content_hash), cache)
+    matching = Matching(Context(config), match_artifact(config, corpus.content_hash))
     matching.generator.model.double()
     matching.learner.fresh("test").double()
     matching.trajectory.start()

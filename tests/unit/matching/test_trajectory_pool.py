@@ -13,6 +13,7 @@ from dilm.artifacts.fingerprint import pool_artifacts
 from dilm.config.schema import Config
 from dilm.core.errors import ConfigError, MissingArtifactError
 from dilm.data.corpus import Corpus, load_corpus
+from dilm.distributed.context import Context
 from dilm.distributed.world import ALONE
 from dilm.matching.batches import fixed_sets
 from dilm.matching.gradients import parameter_gradient
@@ -41,7 +42,7 @@ def weights(learner: Learner) -> torch.Tensor:
 
 
 def pooled(config: Config, cache: Path) -> PooledTrajectory:
-    trajectory = build_trajectory(config, corpus_of(config, cache), learner_of(config, cache), None, cache, ALONE)
+    trajectory = build_trajectory(Context(config), learner_of(config, cache), None)
     assert isinstance(trajectory, PooledTrajectory)
     return trajectory
 
@@ -179,9 +180,7 @@ def test_keys_that_could_not_work_are_refused(tiny: Compose, keys: tuple[str, ..
 
 def test_the_untrained_learner_is_lent_for_a_block(tiny: Compose, tiny_cache: Path) -> None:
     config = tiny("match.learner_optimizer.lr=1e-2")
-    trajectory = build_trajectory(
-        config, corpus_of(config, tiny_cache), learner_of(config, tiny_cache), None, tiny_cache, ALONE
-    )
+    trajectory = build_trajectory(Context(config), learner_of(config, tiny_cache), None)
     trajectory.begin(0)
     trajectory.advance(0, 0)
     trained = weights(trajectory.learner)
