@@ -133,7 +133,7 @@ def _table(keys: Iterable["Field[Any]"], values: Any, above: str) -> list[str]:
 
 
 def _cells(field: "Field[Any]", values: Any, above: str) -> Iterator[tuple[str, ...]]:
-    """A row for a key; for all keys of a part, or, of one that another section tells, that section."""
+    """A row for a key; for a part, the rows of its keys, or a link where a section has them."""
     name, value, key = f"{above}{field.name}", getattr(values, field.name), key_of(field)
     if isinstance(value, tree.SourceConfig | tree.LearnerConfig):
         section = "source" if isinstance(value, tree.SourceConfig) else "learner"

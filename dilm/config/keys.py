@@ -29,7 +29,7 @@ class Key:
 
     @property
     def meaning(self) -> str:
-        """What it does, its choices, its unit: for people, in a line."""
+        """Help, choices and unit in a line, as `--help` prints it."""
         choices = (". " if any(self.choices.values()) else ": ") + self.allowed if self.choices else ""
         return f"{self.help}{choices}" + (f" [{self.unit}]" if self.unit else "")
 
@@ -47,7 +47,10 @@ class Key:
         return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
 
     def refusal(self, name: str, value: Any) -> str | None:
-        """Why a value is not allowed, as a line for the user; `None` where it is allowed, as null always is here."""
+        """Why a value is not allowed, as a line for the user; `None` where it is allowed.
+
+        Types are OmegaConf's to check: a null that gets here is that of an optional key.
+        """
         if isinstance(value, dict):
             refusals = (self.refusal(f"{name}.{label}", item) for label, item in value.items())
             return next(filter(None, refusals), None)
@@ -98,22 +101,23 @@ def key(
 
 
 def part(kind: type[T], help: str = "", **changed: Any) -> T:
-    """Declare a part of the tree that has keys of its own; `changed` are those that have another default here."""
+    """Declare a nested dataclass; `changed` are the keys of it that have another default here."""
     made = partial(kind, **changed) if changed else kind
     return dataclasses.field(default_factory=made, metadata={"key": Key(help)})
 
 
 def key_of(field: dataclasses.Field[Any]) -> Key:
-    """What `key` or `part` was told of a field."""
+    """The declaration of a field that `key` or `part` has made."""
     return cast(Key, field.metadata["key"])
 
 
 class Leaf(NamedTuple):
-    """A key of a configuration that has a value rather than keys of its own."""
+    """A key that has a value, with that value."""
 
     name: str  # as on a command line, such as match.optimizer.lr
     value: Any
-    field: dataclasses.Field[Any]
+    type: Any
+    key: Key
 
 
 def leaves(part: Any, above: str = "") -> Iterator[Leaf]:
@@ -127,4 +131,4 @@ def leaves(part: Any, above: str = "") -> Iterator[Leaf]:
             for label, inner in parts.items():
                 yield from leaves(inner, f"{name}.{label}.")
         else:
-            yield Leaf(name, value, field)
+            yield Leaf(name, value, field.type, key_of(field))

@@ -7,7 +7,7 @@ import re
 
 from omegaconf import DictConfig, OmegaConf
 
-from dilm.config.keys import key_of, leaves
+from dilm.config.keys import leaves
 from dilm.config.schema import TWO_LABEL_METRICS, Config, MatchConfig
 from dilm.config.stages import chosen_stages, job_commands
 from dilm.core.errors import ConfigError, did_you_mean
@@ -33,8 +33,8 @@ DERIVED_KEYS = {
 
 def check(config: Config) -> None:
     """Refuse values that no stage could work with. Raises ConfigError that names the key."""
-    for name, value, field in leaves(config):
-        if refusal := key_of(field).refusal(name, value):
+    for leaf in leaves(config):
+        if refusal := leaf.key.refusal(leaf.name, leaf.value):
             raise ConfigError(refusal)
     _check_task(config)
     _check_match(config.match)

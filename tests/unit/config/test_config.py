@@ -15,7 +15,7 @@ from omegaconf import MISSING, OmegaConf
 
 from dilm.artifacts.fingerprint import dataset_artifact
 from dilm.config.compose import attach, load_task, options_of
-from dilm.config.keys import Leaf, key_of, leaves
+from dilm.config.keys import Leaf, leaves
 from dilm.config.schema import Config, LearnerConfig, SourceConfig
 from dilm.config.validate import check, typed
 from dilm.core.errors import ConfigError
@@ -118,18 +118,18 @@ def replaced(config: Config, key: str, value: object) -> Config:
 
 
 LEAVES = list(leaves(Config()))
-CHOICES = [leaf.name for leaf in LEAVES if key_of(leaf.field).choices]
-BOUNDED = [leaf for leaf in LEAVES if key_of(leaf.field).range]
+CHOICES = [leaf.name for leaf in LEAVES if leaf.key.choices]
+BOUNDED = [leaf for leaf in LEAVES if leaf.key.range]
 
 
 def like(leaf: Leaf, number: float) -> object:
     """A number as a key takes it: alone, in a list, or in a dictionary."""
-    kind = str(leaf.field.type)
+    kind = str(leaf.type)
     return [number] if kind.startswith("list") else {"train": number} if kind.startswith("dict") else number
 
 
 def is_whole(leaf: Leaf) -> bool:
-    return "float" not in str(leaf.field.type)
+    return "float" not in str(leaf.type)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_choices_and_bounds_are_found() -> None:
     assert {"method", "match.learner.pooling", "stages", "engine.name", "task.metric"} <= set(CHOICES)
     assert {"dpc", "threads", "site.minutes", "match.monitor_states", "evaluate.full.optimizer.clip"} <= names
     assert {"match.learner.max_length", "generate.encoder.max_length", "checkpoint.minutes"} <= names
-    numbers = {leaf.name for leaf in LEAVES if re.search(r"\b(int|float)\b", str(leaf.field.type))}
+    numbers = {leaf.name for leaf in LEAVES if re.search(r"\b(int|float)\b", str(leaf.type))}
     over_several_keys = {"match.trajectory", "evaluate.cells", "task.hub_labels"}
     assert numbers - names == {"seed", *over_several_keys}
 
@@ -161,7 +161,7 @@ def test_every_choice_is_checked(key: str, valid: Config) -> None:
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_number_below_its_bound_is_refused_by_name(leaf: Leaf, valid: Config, data: st.DataObject) -> None:
-    key = key_of(leaf.field)
+    key = leaf.key
     low = key.above if key.at_least is None else key.at_least
     assert low is not None, "every bound has a lower one"
     strict = key.above is None
@@ -172,13 +172,11 @@ def test_a_number_below_its_bound_is_refused_by_name(leaf: Leaf, valid: Config, 
     refused(valid, leaf, number)
 
 
-@pytest.mark.parametrize(
-    "leaf", [leaf for leaf in BOUNDED if " and " in key_of(leaf.field).range], ids=lambda leaf: leaf.name
-)
+@pytest.mark.parametrize("leaf", [leaf for leaf in BOUNDED if " and " in leaf.key.range], ids=lambda leaf: leaf.name)
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_number_above_its_bound_is_refused_by_name(leaf: Leaf, valid: Config, data: st.DataObject) -> None:
-    key = key_of(leaf.field)
+    key = leaf.key
     high = key.below if key.at_most is None else key.at_most
     refused(valid, leaf, data.draw(st.floats(min_value=high, exclude_min=key.below is None)))
 
@@ -189,7 +187,7 @@ def refused(valid: Config, leaf: Leaf, number: float) -> None:
         check(replaced(valid, leaf.name, like(leaf, number)))
     message = str(caught.value)
     assert re.match(rf"{re.escape(leaf.name)}(\.train)? (is|has) {re.escape(str(number))}; it ", message), message
-    range = key_of(leaf.field).range
+    range = leaf.key.range
     assert message.endswith("must not be negative." if range == "at least 0" else f"{range}.")
     assert "\n" not in message
 
@@ -198,7 +196,7 @@ def refused(valid: Config, leaf: Leaf, number: float) -> None:
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_number_within_its_bounds_is_not_refused(leaf: Leaf, data: st.DataObject) -> None:
-    key = key_of(leaf.field)
+    key = leaf.key
     low = key.above if key.at_least is None else key.at_least
     high = key.below if key.at_most is None else key.at_most
     if is_whole(leaf):
@@ -210,7 +208,7 @@ def test_a_number_within_its_bounds_is_not_refused(leaf: Leaf, data: st.DataObje
 
 
 def test_null_is_not_refused() -> None:
-    assert all(key_of(leaf.field).refusal(leaf.name, None) is None for leaf in LEAVES)
+    assert all(leaf.key.refusal(leaf.name, None) is None for leaf in LEAVES)
 
 
 def test_encoders_in_a_dictionary_are_checked(valid: Config) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dilm.config.compose import checked, composed
 from dilm.config.help import WHAT, WHERE, WIDTH, Command, help_text, page
-from dilm.config.keys import key_of, leaves
+from dilm.config.keys import leaves
 from dilm.config.schema import Config
 from dilm.core.io import CONF_FOLDER
 
@@ -44,7 +44,7 @@ def test_examples_are_accepted(name: str) -> None:
         assert meaning
 
 
-KEYS = {leaf.name: key_of(leaf.field) for leaf in leaves(Config())}
+KEYS = {leaf.name: leaf.key for leaf in leaves(Config())}
 
 
 def test_a_meaning_is_what_the_field_declares() -> None:
@@ -101,7 +101,7 @@ def value_of(text: str) -> Any:
 
 
 def test_defaults_are_the_papers_where_it_has_one_value() -> None:
-    declared = [(leaf.name, leaf.value, key_of(leaf.field)) for leaf in leaves(Config())]
+    declared = [(leaf.name, leaf.value, leaf.key) for leaf in leaves(Config())]
     stated = [
         (name, value, key.paper) for name, value, key in declared if re.fullmatch(r"[\d.,]+|true|false", key.paper)
     ]
