@@ -26,7 +26,8 @@ from dilm.config.validate import typed
 from dilm.core.errors import DilmError, MissingArtifactError
 from dilm.core.io import CONF_FOLDER
 from dilm.data.corpus import with_fallback
-from dilm.launch import hydra_launcher, plan, worker
+from dilm.launch import plan, worker
+from dilm.launch.hydra_launcher import chosen_launcher, launch
 from dilm.launch.submit import attach_requests
 from dilm.launch.sweep import with_sweep
 from dilm.launch.worker import INTERRUPTED, READER_GONE, USER_ERROR, Ending, Recorder, as_line, reader_gone, user_error
@@ -105,16 +106,19 @@ def _main(command: Command, run: Run, recorder: Recorder) -> None:
     attach()
     attach_requests()
     help.register(command)
-    hydra_launcher.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
     given = sys.argv[1:]
     arguments = checked(given)
-    if {"-m", "--multirun"} & set(arguments):  # Hydra would sweep an experiment's keys beside those given
-        arguments = [*with_sweep(arguments, command.name), "hydra.sweeper.params=null"]
-    sys.argv[1:] = [*arguments, f"hydra.job.name={command.name}"]  # which Hydra takes for `launch`
+    if {"-m", "--multirun"} & set(arguments):
+        arguments = with_sweep(arguments, command.name)
+        if launcher := chosen_launcher(arguments, command.name):
+            launch(command.name, arguments, launcher)
+            return
+        arguments.append("hydra.sweeper.params=null")  # else Hydra sweeps an experiment's keys beside those given
+    arguments.append(f"hydra.job.name={command.name}")  # else named after this file
     if worker.rank():
-        sys.argv.append("hydra.output_subdir=null")  # the main rank writes Hydra's files
-
+        arguments.append("hydra.output_subdir=null")  # the main rank writes Hydra's files
+    sys.argv[1:] = arguments  # where Hydra reads them
     jobs = Jobs(command.name, run, recorder)
     hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")(jobs.run_one)()
     if jobs.failures:

@@ -122,11 +122,15 @@ def _load(kind: type[T], group: str, name: str) -> T:
 
 
 def composed(overrides: Sequence[str], launcher: str | None = None, command: str = "") -> DictConfig:
-    """Hydra's composition of keys; with a `launcher`, what Hydra itself is configured with stands at `hydra`."""
+    """Hydra's composition of keys; with a `launcher`, what Hydra itself is configured with stands at `hydra`.
+
+    The launcher "" is the one that the keys choose.
+    """
     attach()
     keys = list(overrides)
     if launcher is not None:
-        keys = [f"hydra/launcher={launcher}", f"hydra.job.name={command}", *keys]
+        chosen = [f"hydra/launcher={launcher}"] if launcher else []
+        keys = [*chosen, f"hydra.job.name={command}", *keys]
     before = GlobalHydra.instance().hydra  # of a command that is running
     GlobalHydra.instance().clear()
     try:

@@ -1,174 +1,125 @@
-"""`-m hydra/launcher=slurm` and `=local`: every combination of a sweep as a job of its own, waited for.
+"""`-m hydra/launcher=slurm` and `=local`: every combination of a sweep as a job of its own, planned, sent, waited for.
 
-Hydra's launchers must give results back, so they block; `tools/submit.py` submits and returns. A sweep that was cut
-off goes on where it is: what is made already is not submitted, what live jobs are making is waited for.
+`tools/submit.py` plans and sends too, and returns. A sweep that was interrupted continues where it is: what is made
+already is not sent again, and what live jobs are making is waited for.
+
+The commands call `launch` themselves. Hydra instantiates launchers from the namespace `hydra_plugins` alone, which is
+looked for on `sys.path`, so that a plugin can't stand inside this package.
 """
 
 import os
 import re
 import sys
 import time
-from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dilm.config.compose import composed, options_of
 from dilm.config.stages import job_commands
 from dilm.core.errors import ConfigError, JobsFailedError
-from dilm.launch import plan, worker
-from dilm.launch.submit import JobArray, check, chunks, submit, wait, with_site
-from dilm.launch.sweep import Composer
-from dilm.scheduler import records, slurm
-from dilm.scheduler.records import Call
+from dilm.launch import worker
+from dilm.launch.plan import Study, check_study, plan_sweep, send
+from dilm.launch.submit import wait
+from dilm.scheduler import slurm
+from dilm.scheduler.records import DONE, ENDED, FAILED, QUEUED, Call, Job, finish, judge, log_file, write_queued
 
-Verdict = tuple[str, str]
-PLUGIN = "hydra_plugins.dilm"
-
-
-def register() -> None:
-    """Make the launchers known to Hydra, which looks for them by name in its own namespace of packages alone."""
-    sys.modules[PLUGIN] = sys.modules[__name__]
-    for launcher in (SlurmLauncher, LocalLauncher):
-        Plugins.instance().register(launcher)
+Sent = list[tuple[Call, list[str]]]  # calls, and the names of the jobs that make what they make
 
 
-class _Launcher(Launcher):
-    """What both launchers share: the sweep's commands, without those that have nothing to do."""
+def chosen_launcher(arguments: Sequence[str], command: str) -> str:
+    """The launcher of `conf/hydra/launcher` that a sweep's keys choose; "" where Hydra runs it in this process.
 
-    def __init__(self, **parameters: Any) -> None:
-        self.parameters = {name: _plain(value) for name, value in parameters.items()}
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `launch`."""
-        self.config = config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every combination as a job, and wait for all."""
-        root, command = Path(self.config.root), str(self.config.hydra.job.name)
-        if command not in job_commands() or command == "collect":
-            raise ConfigError(f"python -m dilm.{command} does not run as a job; leave hydra/launcher away.")
-        composer = Composer()
-        calls = []
-        for overrides in job_overrides:
-            config = composer.config(overrides)
-            if config.root != str(root):
-                raise ConfigError("root can't be swept: the jobs of one sweep write below one root.")
-            calls.append(plan.call_of(command, tuple(overrides), config))
-        verdicts = self.run(root, command, calls, force=bool(self.config.force))
-        ended = zip(calls, verdicts, strict=True)
-        failed = [(call, reason) for call, (state, reason) in ended if state != records.DONE]
-        for call, reason in failed:
-            _say(f"{call.command} {' '.join(call.overrides)}: {reason}")
-        if failed:
-            raise JobsFailedError(
-                f"{len(failed)} of {len(calls)} jobs failed; `python tools/status.py {root}` tells more, and the same "
-                "command runs what is not done."
-            )
-        return [JobReturn(overrides=call.overrides, status=JobStatus.COMPLETED) for call in calls]
-
-    @abstractmethod
-    def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
-        """What became of each call."""
+    Options other than `-m`, such as `--help`, are Hydra's.
+    """
+    if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
+        return ""
+    keys = [argument for argument in arguments if not argument.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(keys)
+    single = [key for key, override in zip(keys, parsed, strict=True) if not override.is_sweep_override()]
+    chosen = str(composed(single, launcher="", command=command).hydra.runtime.choices["hydra/launcher"])
+    return chosen if chosen in options_of("hydra/launcher") else ""
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def launch(command: str, arguments: Sequence[str], launcher: str) -> None:
+    """Run every combination of keys as a job, and wait for all. Raises JobsFailedError at the end if any failed."""
+    if command not in job_commands():
+        raise ConfigError(f"python -m dilm.{command} does not run as a job; leave hydra/launcher away.")
+    keys = [argument for argument in arguments if not argument.startswith(("-", "hydra/launcher="))]
+    study, known = plan_sweep(command, keys, launcher)
+    root, n_new = study.root, sum(len(planned.array.jobs) for planned in study.arrays)
+    n_done = sum(not names for _, names in known)
+    n_jobs = len(known) + n_new
+    _say(f"{n_jobs} jobs: {n_done} done already, {len(known) - n_done} running or queued, {n_new} new")
+    sent = [*known, *(_run_here(study) if launcher == "local" else _queue(study))]
+    verdicts = _wait(study, sorted({name for _, names in sent for name in names}))
+    failed = [(call, reason) for call, names in sent for state, reason in [_worst(verdicts, names)] if state != DONE]
+    for call, reason in failed:
+        _say(f"{call.command} {' '.join(call.overrides)}: {reason}")
+    if failed:
+        raise JobsFailedError(
+            f"{len(failed)} of {n_jobs} jobs failed; `python tools/status.py {root}` tells more, and the same command "
+            "runs what is not done."
+        )
 
 
-class SlurmLauncher(_Launcher):
-    """Jobs of Slurm arrays."""
-
-    __module__ = PLUGIN
-
-    def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
-        """Submit what is new, in as few arrays as the cluster takes, and wait."""
-        standing = plan.standing_of(root)
-        holders = [None if force else _holders(call, standing) for call in calls]
-        names = {index: holder for index, holder in enumerate(holders) if holder is not None}
-        new = [index for index, holder in enumerate(holders) if holder is None]
-        n_done = sum(holder == [] for holder in holders)
-        _say(f"{len(calls)} jobs: {n_done} done already, {len(names) - n_done} running or queued, {len(new)} new")
-        if new:
-            site = OmegaConf.to_object(self.config.site)
-            asked = with_site(self.parameters, site, command)  # type: ignore[arg-type]
-            array = JobArray(command, root, tuple((calls[index],) for index in new), asked)
-            parts = list(chunks(array, self.config.site.max_array_size or slurm.max_array_size()))
-            check(parts[0])
-            for part in parts:
-                submitted = submit(part)
-                names |= {index: [name] for index, name in zip(new, submitted, strict=False)}
-                new = new[len(submitted) :]
-                _say(f"submitted {array_of(submitted)}: {len(submitted)} jobs; logs in {root / 'jobs'}")
-        every = sorted({name for holder in names.values() for name in holder})
-        try:
-            verdicts = wait(root, every)
-        except KeyboardInterrupt:
-            ids = " ".join(sorted({slurm.bare_id(name).partition("_")[0] for name in every}))
-            _say(f"the jobs go on: `python tools/status.py {root}` shows them, `scancel {ids}` ends them")
-            raise
-        return [_worst([verdicts[name] for name in names[index]]) for index in range(len(calls))]
+def _worst(verdicts: dict[str, tuple[str, str]], names: Sequence[str]) -> tuple[str, str]:
+    return next((verdicts[name] for name in names if verdicts[name][0] != DONE), (DONE, ""))
 
 
-def _worst(verdicts: list[Verdict]) -> Verdict:
-    return next((verdict for verdict in verdicts if verdict[0] != records.DONE), (records.DONE, ""))
+def _queue(study: Study) -> Sent:
+    """Queue the new jobs, in as few arrays as the cluster takes."""
+    check_study(study)
+    sent: Sent = []
+    for planned, names in send(study):
+        sent += [(calls[0], [name]) for calls, name in zip(planned.array.jobs, names, strict=True)]
+        to = f" to {names[-1]}" if len(names) > 1 else ""
+        _say(f"submitted {names[0]}{to}: {len(names)} jobs; logs in {study.root / 'jobs'}")
+    return sent
 
 
-def _holders(call: Call, standing: plan.Standing) -> list[str] | None:
-    """The live jobs that make what a call would make, none where all is there; None where it is to be submitted."""
-    states = [standing.of(stage, key) for stage, names in call.makes.items() for key in names]
-    if not states or plan.NEW in states or records.FAILED in states:
-        return None
-    keys = [key for names in call.makes.values() for key in names]
-    return sorted({standing.live[key].job.name for key in keys if key in standing.live})
+def _wait(study: Study, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    try:
+        return wait(study.root, names)
+    except KeyboardInterrupt:
+        ids = " ".join(sorted({slurm.bare_id(name).partition("_")[0] for name in names}))
+        _say(f"the jobs continue: `python tools/status.py {study.root}` shows them, `scancel {ids}` ends them")
+        raise
 
 
-def array_of(names: Sequence[str]) -> str:
-    """What to call jobs that were submitted together."""
-    return f"job {slurm.bare_id(names[0]).partition('_')[0]}"
+def _run_here(study: Study) -> Sent:
+    """Run the new jobs on this machine, one after another, each with as many processes as it would have GPUs."""
+    import submitit
 
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-class LocalLauncher(_Launcher):
-    """Jobs on this machine, one after another, each with as many processes as it would have GPUs."""
-
-    __module__ = PLUGIN
-
-    def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
-        """Start each job's processes, and wait for them."""
-        import submitit
-
-        wanted = self.parameters
-        verdicts = []
-        for number, call in enumerate(calls):
-            executor = submitit.LocalExecutor(folder=str(root / "jobs" / "%j"))
+    sent: Sent = []
+    for planned in study.arrays:
+        asked = planned.array.asked
+        for calls in planned.array.jobs:
+            executor = submitit.LocalExecutor(folder=str(study.root / "jobs" / "%j"))
             executor.update_parameters(
-                nodes=wanted["nodes"],
-                tasks_per_node=wanted["tasks_per_node"],
-                gpus_per_node=wanted["gpus_per_node"],
+                nodes=asked["nodes"],
+                tasks_per_node=asked["tasks_per_node"],
+                gpus_per_node=asked["gpus_per_node"],
                 visible_gpus=_visible_gpus(),
-                timeout_min=wanted["timeout_min"],
+                timeout_min=asked["timeout_min"],
             )
-            job = executor.submit(worker.run_job, str(root), (call,))
+            job = executor.submit(worker.run_job, str(study.root), calls)
             name = f"local-{job.job_id}"
-            _say(f"job {number + 1} of {len(calls)} ({name}): {' '.join(call.overrides)}; log: {job.paths.stderr}")
+            write_queued(study.root, Job(name, QUEUED, calls, log=log_file(name), submitted=time.time()))
+            _say(f"job {len(sent) + 1} ({name}): {' '.join(calls[0].overrides)}; log: {job.paths.stderr}")
             while not job.done():
                 time.sleep(0.2)
-            verdict = records.judge(root, [name]).get(name)
-            silent = (records.FAILED, f"ended without a word; its log is {job.paths.stderr}")
-            verdicts.append((verdict.state, verdict.reason) if verdict else silent)
-        return verdicts
+            if judge(study.root, [name])[name].state not in ENDED:
+                finish(study.root, name, FAILED, f"ended without a word; its log is {job.paths.stderr}")
+            sent.append((calls[0], [name]))
+    return sent
 
 
 def _visible_gpus() -> tuple[int, ...]:
     """The GPUs that the user left in sight, where they are given by number."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return tuple(map(int, given.split(","))) if re.fullmatch(r"\d+(,\d+)*", given) else ()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

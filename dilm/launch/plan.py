@@ -97,10 +97,11 @@ class Standing:
     live: Mapping[str, Verdict] = field(default_factory=dict)  # key: the job that is making it
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # of all jobs, oldest first
     rows: Sequence[Row] = ()
+    force: bool = False  # what is there is made again
 
     def of(self, stage: str, key: str) -> str:
         """`done`, `running`, `queued`, `failed` or `new`."""
-        if self._is_there(stage, key):
+        if not self.force and self._is_there(stage, key):
             return DONE
         if key in self.live:
             return self.live[key].state
@@ -223,8 +224,9 @@ class Study:
 
     root: Path
     standing: Standing
-    units: dict[str, list[Unit]]  # of each stage, all
+    units: dict[str, list[Unit]] = field(default_factory=dict)  # of each stage, all
     arrays: list[Planned] = field(default_factory=list)
+    launcher: str = "slurm"  # of conf/hydra/launcher: what jobs ask for
     max_array_size: int | None = None  # the site's word; null: ask Slurm
     makers: dict[str, set[int]] = field(default_factory=dict)  # key: planned arrays that make it
     asked: dict[tuple[object, ...], dict[str, Any]] = field(default_factory=dict)  # by command and keys that matter
@@ -249,31 +251,58 @@ def stages_named(names: str) -> list[str]:
 
 def plan_study(stages: Sequence[str], arguments: Sequence[str]) -> Study:
     """Plan the stages of every combination of keys. Raises DilmError before anything is queued."""
-    composer = Composer()
-    configs = [(overrides, composer.config(overrides)) for overrides in sweep(with_sweep(checked(arguments)))]
-    root = _one_root(configs)
-    standing = Standing(root) if configs[0][1].force else standing_of(root)
+    study, configs = _begin(with_sweep(checked(arguments)))
     reports = [stage for stage in stages if kind_of(stage) == REPORT]
-    units = {stage: units_of(stage, configs) for stage in stages if stage not in reports}
-    study = Study(root, standing, units, max_array_size=configs[0][1].site.max_array_size)
-    for stage, all_units in units.items():
-        _arrange(study, stage, left_of(all_units, standing), configs[0][1].launcher.cells_per_job)
+    study.units = {stage: units_of(stage, configs) for stage in stages if stage not in reports}
+    for stage, units in study.units.items():
+        _arrange(study, stage, left_of(units, study.standing), configs[0][1].launcher.cells_per_job)
     for stage in reports:
-        _collect(study, stage, tuple(configs[0][0]))
+        _collect(study, stage, configs[0][0])
     return study
+
+
+def plan_sweep(command: str, arguments: Sequence[str], launcher: str) -> tuple[Study, list[tuple[Call, list[str]]]]:
+    """Plan a command for every combination of keys, a job each. Raises DilmError before anything is queued.
+
+    With the calls that need no job: with the live jobs that make what they would make, none where all is there.
+    """
+    study, configs = _begin(arguments, launcher)
+    known: list[tuple[Call, list[str]]] = []
+    groups: dict[tuple[str, ...], list[tuple[Call, ...]]] = {}
+    for overrides, config in configs:
+        call = call_of(command, overrides, config)
+        states = [study.standing.of(stage, key) for stage, key in call.made]
+        if not states or NEW in states or FAILED in states:
+            groups.setdefault(_asking(overrides), []).append((call,))
+        else:
+            live = study.standing.live
+            known.append((call, sorted({live[key].job.name for _, key in call.made if key in live})))
+    for jobs in groups.values():
+        asked = _asked(study, jobs[0][0].overrides, command)
+        study.arrays.append(Planned(JobArray(command, study.root, tuple(jobs), asked), ""))
+    return study, known
+
+
+def _begin(arguments: Sequence[str], launcher: str = "slurm") -> tuple[Study, list[tuple[tuple[str, ...], Config]]]:
+    """A study without units, and the configuration of every combination of keys."""
+    composer = Composer()
+    configs = [(tuple(overrides), composer.config(overrides)) for overrides in sweep(arguments)]
+    root, first = _one_root(configs), configs[0][1]
+    standing = Standing(root, force=True) if first.force else standing_of(root)
+    return Study(root, standing, max_array_size=first.site.max_array_size, launcher=launcher), configs
 
 
 def _one_root(configs: Sequence[tuple[Sequence[str], Config]]) -> Path:
     roots = {config.root for _, config in configs}
     if len(roots) > 1:
-        raise ConfigError(f"root is {' and '.join(sorted(roots))}; a study has one.")
+        raise ConfigError(f"root is {' and '.join(sorted(roots))}; all jobs of a study write below one root.")
     return Path(roots.pop())
 
 
 def plan_retry(root: Path) -> Study:
     """Plan again exactly what has failed: by the keys of the jobs that were to make it."""
     standing, composer = standing_of(root), Composer()
-    study = Study(root, standing, {})
+    study = Study(root, standing)
     calls = _failed_calls(standing)
     per_job = None
     for stage in planned_stages():
@@ -340,7 +369,7 @@ def _asking(overrides: Iterable[str]) -> tuple[str, ...]:
 def _asked(study: Study, overrides: Sequence[str], command: str) -> dict[str, Any]:
     key = (command, _asking(overrides))
     if key not in study.asked:
-        study.asked[key] = asked_for(overrides, command)
+        study.asked[key] = asked_for(overrides, command, study.launcher)
     return study.asked[key]
 
 

@@ -33,6 +33,11 @@ class Call:
     task: str = ""
     makes: dict[str, list[str]] = field(default_factory=dict)  # stage: folders of artifacts below root, keys of cells
 
+    @property
+    def made(self) -> list[tuple[str, str]]:
+        """Stage and key of everything that it makes."""
+        return [(stage, key) for stage, keys in self.makes.items() for key in keys]
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -83,7 +88,7 @@ class Job:
     @property
     def made(self) -> list[tuple[str, str]]:
         """Stage and key of everything that it makes."""
-        return [(stage, key) for call in self.calls for stage, keys in call.makes.items() for key in keys]
+        return [pair for call in self.calls for pair in call.made]
 
 
 def record_file(root: Path, name: str) -> Path:
