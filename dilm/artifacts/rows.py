@@ -7,7 +7,7 @@ evaluate one twice; a failed cell leaves a `failed` row with its error, and its 
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from io import BytesIO
@@ -149,35 +149,46 @@ class RowWriter:
 
 
 def read_rows(root: Path) -> list[Row]:
-    """The row that counts of every cell: the newest `done` one, else the newest `failed` one. Ordered by key."""
-    paths = sorted(rows_folder(root).glob("rows-*.jsonl"))
-    counted: dict[str, Row] = {}
-    for row in sorted((row_of(line) for path in paths for line in _parse(path.read_bytes())), key=lambda row: row.time):
-        known = counted.get(row.cell.key)
-        if known is None or row.status == "done" or known.status == "failed":
-            counted[row.cell.key] = row
-    return [counted[key] for key in sorted(counted)]
+    """The row that counts of every cell, ordered by key."""
+    rows = [row_of(values) for content in _contents(root) for values in _parse(content)]
+    keys, statuses, times = ([row.cell.key for row in rows], [row.status for row in rows], [row.time for row in rows])
+    return [rows[position] for position in _counting(keys, statuses, times)]
 
 
 def read_table(root: Path) -> "pyarrow.Table":
-    """The rows of `read_rows` as columns, without `metrics`; an order of magnitude faster where there are 100,000."""
+    """The rows of `read_rows` as columns, without `metrics`; a fifth of the time where there are 100,000."""
     import pyarrow
     from pyarrow import compute, json
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
     schema = pyarrow.schema([(name, types[kind]) for name in NAMES if (kind := _plain(TYPES[name])) in types])
-    contents = [path.read_bytes() for path in sorted(rows_folder(root).glob("rows-*.jsonl"))]
-    lines = b"".join(content[: content.rfind(b"\n") + 1] for content in contents)  # without torn tails
+    lines = b"".join(_contents(root))
     if not lines:
         return schema.empty_table()
     how = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     table = json.read_json(BytesIO(lines), parse_options=how)
     table = table.filter(compute.equal(table["schema"], SCHEMA))
-    # The last row of a key in this order is the one that counts; of rows of one second, the one that was read last.
-    settled = table.select(["key", "status", "time"]).to_pandas()
-    settled["done"] = settled["status"] == "done"
-    counted = settled.sort_values(["key", "done", "time"], kind="stable").drop_duplicates("key", keep="last")
-    return table.take(counted.index.to_numpy())
+    keys, statuses, times = (table[name].to_pylist() for name in ("key", "status", "time"))
+    return table.take(_counting(keys, statuses, times))
+
+
+def _contents(root: Path) -> list[bytes]:
+    """The whole lines of every job's file: a torn tail is no row."""
+    contents = [path.read_bytes() for path in sorted(rows_folder(root).glob("rows-*.jsonl"))]
+    return [content[: content.rfind(b"\n") + 1] for content in contents]
+
+
+def _counting(keys: Sequence[str], statuses: Sequence[str], times: Sequence[str]) -> list[int]:
+    """Positions of the rows that count, ordered by key: of a cell's rows the newest `done` one, else the newest one.
+
+    Of rows of the same second the one that was read last is the newest.
+    """
+    newest: dict[str, int] = {}
+    newest_done: dict[str, int] = {}
+    for position in sorted(range(len(keys)), key=times.__getitem__):
+        (newest_done if statuses[position] == "done" else newest)[keys[position]] = position
+    counted = newest | newest_done
+    return [counted[key] for key in sorted(counted)]
 
 
 def results(root: str | Path = "runs") -> "pandas.DataFrame":
@@ -202,8 +213,8 @@ def _plain(annotation: Any) -> Any:
 
 
 def _parse(content: bytes) -> Iterator[dict[str, Any]]:
-    """The values of the whole lines of a file, of this schema alone."""
-    for line in content.split(b"\n")[:-1]:  # the last is empty, or torn
+    """The values of whole lines, of this schema alone."""
+    for line in content.split(b"\n")[:-1]:
         values = json.loads(line)
         if values.get("schema") == SCHEMA:
             yield values

@@ -207,6 +207,27 @@ def test_the_newest_failed_row_counts_where_none_is_done(tmp_path: Path, first: 
     assert [row.error for row in read_rows(tmp_path)] == ["new"]
 
 
+attempts = st.tuples(st.sampled_from("abc"), st.sampled_from(["k0", "k1"]), st.sampled_from(["done", "failed"]),
+                     st.integers(0, 3))  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(attempts, max_size=9))
+def test_rows_and_table_have_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, str, str, int]]
+) -> None:
+    """... which are, of each cell, the last of its done rows by time, file and line, else the last of all."""
+    root = tmp_path_factory.mktemp("rows")
+    for number, (job, key, status, second) in enumerate(told):
+        put(root, job, changed(ROW, key=key, status=status, time=f"2030-01-01T00:00:0{second}Z", steps=number))
+    expected = []
+    for key in ("k0", "k1"):
+        mine = [(status == "done", second, job, number) for number, (job, other, status, second) in enumerate(told)
+                if other == key]  # fmt: skip
+        expected += [max(mine)[-1]] if mine else []
+    assert [row.cell.steps for row in read_rows(root)] == expected
+
+
 def test_done_cells_are_those_with_a_done_row(tmp_path: Path) -> None:
     put(tmp_path, "a", ROW, changed(FAILED, key="k1"))
     put(tmp_path, "b", changed(ROW, key="k2"))
