@@ -36,7 +36,7 @@ NO_TORCH = ("core", "config", "scheduler", "hub", "data", "artifacts", "tracking
 OTHERS_FREE = "distributed.world evaluation.cells evaluation.metrics evaluation.text_metrics".split()
 TORCH_FREE = (*OTHERS_FREE, *sorted(ROOT))  # of other packages
 STILL_SHORT = """
-core.hashing evaluation.metrics models.bag_of_words scheduler.job stages.collect training.optimizer
+core.hashing evaluation.metrics models.bag_of_words stages.collect training.optimizer
 """.split()
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

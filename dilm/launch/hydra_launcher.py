@@ -4,8 +4,6 @@ Hydra's launchers must give results back, so they block; `tools/submit.py` submi
 off goes on where it is: what is made already is not submitted, what live jobs are making is waited for.
 """
 
-import os
-import re
 import sys
 import time
 from abc import abstractmethod
@@ -24,8 +22,10 @@ from dilm.core.errors import ConfigError, JobsFailedError
 from dilm.launch import plan, worker
 from dilm.launch.submit import JobArray, check, chunks, submit, wait, with_site
 from dilm.launch.sweep import Composer
-from dilm.scheduler import records, slurm
-from dilm.scheduler.records import Call
+from dilm.scheduler import records
+from dilm.scheduler.base import JobRef, Submission, array_name
+from dilm.scheduler.job import cancel_commands, scheduler_named, scheduler_of
+from dilm.scheduler.records import Call, log_file
 
 Verdict = tuple[str, str]
 PLUGIN = "hydra_plugins.dilm"
@@ -34,7 +34,7 @@ PLUGIN = "hydra_plugins.dilm"
 def register() -> None:
     """Make the launchers known to Hydra, which looks for them by name in its own namespace of packages alone."""
     sys.modules[PLUGIN] = sys.modules[__name__]
-    for launcher in (SlurmLauncher, LocalLauncher):
+    for launcher in (BatchLauncher, LocalLauncher):
         Plugins.instance().register(launcher)
 
 
@@ -81,8 +81,8 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-class SlurmLauncher(_Launcher):
-    """Jobs of Slurm arrays."""
+class BatchLauncher(_Launcher):
+    """Jobs in arrays of a batch system: Slurm's, or that which the parameter `scheduler` names."""
 
     __module__ = PLUGIN
 
@@ -98,7 +98,7 @@ class SlurmLauncher(_Launcher):
             site = OmegaConf.to_object(self.config.site)
             asked = with_site(self.parameters, site, command)  # type: ignore[arg-type]
             array = JobArray(command, root, tuple((calls[index],) for index in new), asked)
-            parts = list(chunks(array, self.config.site.max_array_size or slurm.max_array_size()))
+            parts = list(chunks(array, self.config.site.max_array_size or array.scheduler.max_array_size()))
             check(parts[0])
             for part in parts:
                 submitted = submit(part)
@@ -109,8 +109,8 @@ class SlurmLauncher(_Launcher):
         try:
             verdicts = wait(root, every)
         except KeyboardInterrupt:
-            ids = " ".join(sorted({slurm.bare_id(name).partition("_")[0] for name in every}))
-            _say(f"the jobs go on: `python tools/status.py {root}` shows them, `scancel {ids}` ends them")
+            cancel = "; ".join(cancel_commands(every))
+            _say(f"the jobs go on: `python tools/status.py {root}` shows them, `{cancel}` ends them")
             raise
         return [_worst([verdicts[name] for name in names[index]]) for index in range(len(calls))]
 
@@ -130,7 +130,7 @@ def _holders(call: Call, standing: plan.Standing) -> list[str] | None:
 
 def array_of(names: Sequence[str]) -> str:
     """What to call jobs that were submitted together."""
-    return f"job {slurm.bare_id(names[0]).partition('_')[0]}"
+    return f"job {array_name(scheduler_of(names[0]).bare_id(names[0]))}"
 
 
 def _say(line: str) -> None:
@@ -144,31 +144,16 @@ class LocalLauncher(_Launcher):
 
     def run(self, root: Path, command: str, calls: list[Call], force: bool) -> list[Verdict]:
         """Start each job's processes, and wait for them."""
-        import submitit
-
-        wanted = self.parameters
+        local = scheduler_named("local")
         verdicts = []
         for number, call in enumerate(calls):
-            executor = submitit.LocalExecutor(folder=str(root / "jobs" / "%j"))
-            executor.update_parameters(
-                nodes=wanted["nodes"],
-                tasks_per_node=wanted["tasks_per_node"],
-                gpus_per_node=wanted["gpus_per_node"],
-                visible_gpus=_visible_gpus(),
-                timeout_min=wanted["timeout_min"],
-            )
-            job = executor.submit(worker.run_job, str(root), (call,))
-            name = f"local-{job.job_id}"
-            _say(f"job {number + 1} of {len(calls)} ({name}): {' '.join(call.overrides)}; log: {job.paths.stderr}")
-            while not job.done():
+            arguments = [(str(root), (call,))]
+            (name,) = local.submit(Submission(command, root / "jobs", worker.run_job, arguments, self.parameters))
+            log = root.absolute() / log_file(name)
+            _say(f"job {number + 1} of {len(calls)} ({name}): {' '.join(call.overrides)}; log: {log}")
+            while local.status([JobRef(name)])[name].alive:
                 time.sleep(0.2)
             verdict = records.judge(root, [name]).get(name)
-            silent = (records.FAILED, f"ended without a word; its log is {job.paths.stderr}")
+            silent = (records.FAILED, f"ended without a word; its log is {log}")
             verdicts.append((verdict.state, verdict.reason) if verdict else silent)
         return verdicts
-
-
-def _visible_gpus() -> tuple[int, ...]:
-    """The GPUs that the user left in sight, where they are given by number."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return tuple(map(int, given.split(","))) if re.fullmatch(r"\d+(,\d+)*", given) else ()
