@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dilm.core.io import disk_full_named, temporary_name
-from dilm.scheduler import slurm
-from dilm.scheduler.job import job_id, process_start, restarts
+from dilm.scheduler.base import JobRef, Process, process_start
+from dilm.scheduler.job import job_id, restarts, scheduler_of
 
 
 def _owner() -> dict[str, object]:
@@ -23,19 +23,20 @@ def _owner() -> dict[str, object]:
 
 
 def is_stale(claim: Path) -> bool:
-    """Whether the claim's process has ended: the process table tells, or Slurm of a job elsewhere or of another user.
+    """Whether the claim's process has ended: by the process table, or else by the scheduler of its job.
 
-    Where neither can, it counts as alive. A claim that can't be read is stale: it was whole when it appeared, so the
-    machine crashed since.
+    Where neither can tell, it counts as alive. A claim that can't be read is stale: it was whole when it appeared, so
+    the machine crashed since.
     """
     try:
         owner = json.loads(claim.read_text())
     except (FileNotFoundError, ValueError):
         return True
-    if owner["host"] != socket.gethostname() or owner.get("user", os.getuid()) != os.getuid():
-        job = str(owner["job"])
-        return job.startswith("slurm-") and slurm.has_ended(job, owner.get("restarts", 0)) is True
-    return process_start(owner["pid"]) is None or process_start(owner["pid"]) != owner["start"]
+    process = Process(owner["host"], owner["pid"], owner["start"], owner.get("user"))
+    if (ended := process.has_ended()) is not None:
+        return ended
+    job = JobRef(str(owner["job"]), process=process, restarts=owner.get("restarts", 0))
+    return scheduler_of(job.name).has_ended(job) is True
 
 
 def _attempts(claim: Path) -> list[Path]:

@@ -48,7 +48,11 @@ class CellsFailedError(DilmError):
     """Some evaluation cells failed; their rows say why."""
 
 
-class SlurmError(DilmError):
+class SchedulerError(DilmError):
+    """A batch system refuses, or doesn't answer."""
+
+
+class SlurmError(SchedulerError):
     """Slurm refuses, or doesn't answer."""
 
 

@@ -7,8 +7,6 @@ The commands call `launch` themselves. Hydra instantiates launchers from the nam
 looked for on `sys.path`, so that a plugin can't stand inside this package.
 """
 
-import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +19,8 @@ from dilm.core.errors import ConfigError, JobsFailedError
 from dilm.launch import worker
 from dilm.launch.plan import Study, check_study, plan_sweep, send
 from dilm.launch.submit import wait
-from dilm.scheduler import slurm
+from dilm.scheduler.base import JobRef, Submission
+from dilm.scheduler.job import cancel_commands, scheduler_named
 from dilm.scheduler.records import DONE, ENDED, FAILED, QUEUED, Call, Job, finish, judge, log_file, write_queued
 
 Sent = list[tuple[Call, list[str]]]  # calls, and the names of the jobs that make what they make
@@ -82,43 +81,31 @@ def _wait(study: Study, names: Sequence[str]) -> dict[str, tuple[str, str]]:
     try:
         return wait(study.root, names)
     except KeyboardInterrupt:
-        ids = " ".join(sorted({slurm.bare_id(name).partition("_")[0] for name in names}))
-        _say(f"the jobs continue: `python tools/status.py {study.root}` shows them, `scancel {ids}` ends them")
+        cancel = "; ".join(cancel_commands(names))
+        _say(f"the jobs continue: `python tools/status.py {study.root}` shows them, `{cancel}` ends them")
         raise
 
 
 def _run_here(study: Study) -> Sent:
     """Run the new jobs on this machine, one after another, each with as many processes as it would have GPUs."""
-    import submitit
-
+    local = scheduler_named("local")
     sent: Sent = []
     for planned in study.arrays:
-        asked = planned.array.asked
         for calls in planned.array.jobs:
-            executor = submitit.LocalExecutor(folder=str(study.root / "jobs" / "%j"))
-            executor.update_parameters(
-                nodes=asked["nodes"],
-                tasks_per_node=asked["tasks_per_node"],
-                gpus_per_node=asked["gpus_per_node"],
-                visible_gpus=_visible_gpus(),
-                timeout_min=asked["timeout_min"],
+            arguments = [(str(study.root), calls)]
+            submission = Submission(
+                planned.array.stage, study.root / "jobs", worker.run_job, arguments, planned.array.asked
             )
-            job = executor.submit(worker.run_job, str(study.root), calls)
-            name = f"local-{job.job_id}"
+            (name,) = local.submit(submission)
             write_queued(study.root, Job(name, QUEUED, calls, log=log_file(name), submitted=time.time()))
-            _say(f"job {len(sent) + 1} ({name}): {' '.join(calls[0].overrides)}; log: {job.paths.stderr}")
-            while not job.done():
+            log = study.root.absolute() / log_file(name)
+            _say(f"job {len(sent) + 1} ({name}): {' '.join(calls[0].overrides)}; log: {log}")
+            while local.status([JobRef(name)])[name].alive:
                 time.sleep(0.2)
             if judge(study.root, [name])[name].state not in ENDED:
-                finish(study.root, name, FAILED, f"ended without a word; its log is {job.paths.stderr}")
+                finish(study.root, name, FAILED, f"ended without a word; its log is {log}")
             sent.append((calls[0], [name]))
     return sent
-
-
-def _visible_gpus() -> tuple[int, ...]:
-    """The GPUs that the user left in sight, where they are given by number."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return tuple(map(int, given.split(","))) if re.fullmatch(r"\d+(,\d+)*", given) else ()
 
 
 def _say(line: str) -> None:

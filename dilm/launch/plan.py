@@ -1,7 +1,7 @@
 """The plan of a study: from combinations of keys to what is to be made, what of it is there, and jobs for the rest.
 
 A stage's *unit* is one artifact, or the cells of one evaluation. Units are told apart by content: combinations that
-need the same generator make it once. A study's jobs go to Slurm at once, in arrays that wait for what they need.
+need the same generator make it once. A study's jobs are submitted at once, in arrays that wait for what they need.
 Torch-free.
 """
 
@@ -16,9 +16,11 @@ from dilm.config.compose import checked
 from dilm.config.schema import Config
 from dilm.config.stages import CELLS, REPORT, Stage, direct_needs, kind_of, planned_stages, stage_named
 from dilm.core.errors import ConfigError, DilmError, MissingArtifactError
-from dilm.launch.submit import JobArray, array_name, asked_for, check, chunks, gpus_of, submit
+from dilm.launch.submit import JobArray, asked_for, check, chunks, gpus_of, submit
 from dilm.launch.sweep import Composer, sweep, with_sweep
-from dilm.scheduler import records, slurm
+from dilm.scheduler import records
+from dilm.scheduler.base import array_name
+from dilm.scheduler.job import scheduler_of
 from dilm.scheduler.records import DONE, FAILED, Call, Verdict, judge
 
 NEW = "new"
@@ -124,7 +126,7 @@ def report_is_current(root: Path) -> bool:
 
 
 def standing_of(root: Path) -> Standing:
-    """How everything below a root stands, by its files and one question to Slurm."""
+    """How everything below a root stands, by its files and one question to the scheduler."""
     verdicts = judge(root)
     rows = read_rows(root)
     done = frozenset(row.cell.key for row in rows if row.status == DONE)
@@ -227,7 +229,7 @@ class Study:
     units: dict[str, list[Unit]] = field(default_factory=dict)  # of each stage, all
     arrays: list[Planned] = field(default_factory=list)
     launcher: str = "slurm"  # of conf/hydra/launcher: what jobs ask for
-    max_array_size: int | None = None  # the site's word; null: ask Slurm
+    max_array_size: int | None = None  # the site's word; null: ask the scheduler
     makers: dict[str, set[int]] = field(default_factory=dict)  # key: planned arrays that make it
     asked: dict[tuple[object, ...], dict[str, Any]] = field(default_factory=dict)  # by command and keys that matter
 
@@ -392,11 +394,11 @@ def _needs(study: Study, job: Sequence[Unit]) -> tuple[frozenset[int], frozenset
 
 
 def _to_wait_for(verdict: Verdict, key: str) -> str:
-    """A live job's name, for a dependency. Raises ConfigError for one that Slurm doesn't know."""
-    if not verdict.job.name.startswith("slurm-"):
+    """A live job's name, for a dependency. Raises ConfigError for one that no batch system runs."""
+    if not scheduler_of(verdict.job.name).batch:
         raise ConfigError(
-            f"{key} is being made by {verdict.job.name} on {verdict.job.host}, outside Slurm, and jobs can't wait for "
-            "that; submit again when it is done."
+            f"{key} is being made by {verdict.job.name} on {verdict.job.host}, outside a batch system, and jobs can't "
+            "wait for that; submit again when it is done."
         )
     return verdict.job.name
 
@@ -416,13 +418,15 @@ def _collect(study: Study, stage: str, overrides: tuple[str, ...]) -> None:
 
 
 def parts_of(study: Study) -> list[list[JobArray]]:
-    """Every planned array, cut to what the cluster takes. Raises SlurmError where it doesn't tell."""
-    largest = study.max_array_size or slurm.max_array_size()
+    """Every planned array, cut to what the cluster takes. Raises SchedulerError where it doesn't tell."""
+    if not study.arrays:
+        return []
+    largest = study.max_array_size or study.arrays[0].array.scheduler.max_array_size()
     return [list(chunks(planned.array, largest)) for planned in study.arrays]
 
 
 def check_study(study: Study) -> None:
-    """Ask Slurm whether it would take every kind of job. Raises ConfigError, and nothing is queued."""
+    """Ask the scheduler whether it would take every kind of job. Raises ConfigError, and nothing is queued."""
     seen: list[tuple[object, int]] = []
     for parts in parts_of(study):
         kind = (parts[0].asked, len(parts[0].jobs))  # the first part is the longest

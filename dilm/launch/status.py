@@ -8,7 +8,8 @@ from pathlib import Path
 from dilm.config.stages import position
 from dilm.core.errors import ConfigError
 from dilm.launch.plan import Standing, standing_of
-from dilm.scheduler import records, slurm
+from dilm.scheduler import records
+from dilm.scheduler.job import accounting_of, scheduler_of
 from dilm.scheduler.records import DONE, FAILED, QUEUED, RUNNING, Job, Verdict
 
 
@@ -85,10 +86,9 @@ class Cost:
 
 
 def costs(root: Path) -> list[Cost]:
-    """GPU hours by stage; of jobs that were killed Slurm's accounting tells the time, where the site has it."""
+    """GPU hours by stage; of jobs that were killed the scheduler's accounting tells the time, where it has it."""
     verdicts = records.judge(root)
-    cut = [name for name, verdict in verdicts.items() if name.startswith("slurm-") and _is_cut(verdict.job)]
-    told = slurm.accounting(cut)
+    told = accounting_of([name for name, verdict in verdicts.items() if _is_cut(verdict.job)])
     totals: dict[str, list[float]] = {}
     for name, verdict in verdicts.items():
         job, seconds = verdict.job, max(seconds_of(verdict), told[name].seconds if name in told else 0.0)
@@ -109,7 +109,8 @@ def _is_cut(job: Job) -> bool:
 def log_of(root: Path, key: str) -> Path:
     """The log of the newest job of that name or id, or that makes a cell or artifact whose key begins so."""
     for job in reversed(records.read_jobs(root)):
-        if key in (job.name, slurm.bare_id(job.name)) or any(_names(name, key) for _, name in job.made):
+        names_job = key in (job.name, scheduler_of(job.name).bare_id(job.name))
+        if names_job or any(_names(name, key) for _, name in job.made):
             if not job.log:
                 raise ConfigError(f"{job.name} was not started by dilm, and its log is not known.")
             return root / job.log

@@ -1,13 +1,13 @@
-"""Sending jobs to Slurm: what a job asks for, and arrays through submitit, checked before anything is queued.
+"""Sending jobs to a scheduler: what a job asks for, and arrays, checked before anything is queued.
 
 `conf/site/<name>.yaml` tells the cluster, `launcher.*` the job; together they are `hydra.launcher` of the composed
-configuration, the same for Hydra's launcher and for `tools/submit.py`. Torch-free.
+configuration, the same for Hydra's launcher and for `tools/submit.py`. Its key `scheduler` names who runs the jobs,
+where that is not Slurm. Torch-free.
 """
 
 import getpass
 import re
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from dilm.config.compose import composed
 from dilm.config.schema import LauncherConfig, SiteConfig
-from dilm.core.errors import ConfigError, SlurmError
 from dilm.core.io import ENVIRONMENT_FILE
 from dilm.launch import worker
-from dilm.scheduler import slurm
+from dilm.scheduler.base import Scheduler, Submission
+from dilm.scheduler.job import scheduler_named
 from dilm.scheduler.records import (
     ENDED,
     FAILED,
@@ -35,6 +35,8 @@ from dilm.scheduler.records import (
     record_file,
     write_queued,
 )
+
+DEFAULT_SCHEDULER = "slurm"  # unless `hydra.launcher.scheduler` names another
 
 
 def request(site: SiteConfig, launcher: LauncherConfig, command: str) -> dict[str, Any]:
@@ -59,9 +61,10 @@ def request(site: SiteConfig, launcher: LauncherConfig, command: str) -> dict[st
 
 
 def with_site(asked: dict[str, Any], site: SiteConfig, command: str) -> dict[str, Any]:
-    """Parameters of `hydra.launcher`, after the site's own shell lines and options of sbatch."""
+    """Parameters of `hydra.launcher`, after the site's own shell lines and options of the batch system."""
+    scheduler = asked.get("scheduler") or DEFAULT_SCHEDULER
     return asked | {
-        "setup": [*setup_lines(site, command), *(asked.get("setup") or [])],
+        "setup": [*setup_lines(site, command, scheduler), *(asked.get("setup") or [])],
         "additional_parameters": {"requeue": True, **site.options, **(asked.get("additional_parameters") or {})},
     }
 
@@ -73,11 +76,11 @@ def gpus_of(asked: dict[str, Any]) -> int:
     return int(asked.get("nodes") or 1) * (int(count) if count.isdecimal() else 0)
 
 
-def setup_lines(site: SiteConfig, command: str) -> list[str]:
+def setup_lines(site: SiteConfig, command: str, scheduler: str = DEFAULT_SCHEDULER) -> list[str]:
     """Shell lines before a job's processes start."""
     lines = ["set -e", f"source {shlex.quote(str(ENVIRONMENT_FILE))}"]
-    if command == "evaluate":  # whose processes need each other not, so that none is ended when another one fails
-        lines.append("export SLURM_KILL_BAD_EXIT=0 SLURM_WAIT=0")
+    if command == "evaluate":  # its processes share cells, and the others go on when one fails
+        lines.append(scheduler_named(scheduler).independent_ranks)
     if site.modules:
         lines.append(f"module load {shlex.join(site.modules)}")
     lines += site.setup
@@ -97,20 +100,8 @@ def _job(name: str, *, _root_: DictConfig) -> Any:
     return request(site, launcher, _root_.hydra.job.name)[name]  # type: ignore[arg-type]
 
 
-QUEUE_SECONDS = 20.0  # between two calls of squeue while waiting
+QUEUE_SECONDS = 20.0  # between two questions to the scheduler while waiting
 RECORD_SECONDS = 1.0  # between two looks at records
-# Fields of `hydra.launcher` that are submitit's own for every kind of cluster; the rest are Slurm's.
-COMMON = (
-    "timeout_min",
-    "cpus_per_task",
-    "gpus_per_node",
-    "tasks_per_node",
-    "mem_gb",
-    "nodes",
-    "name",
-    "stderr_to_stdout",
-)
-OWN = ("_target_", "submitit_folder", "max_num_timeout", "_recursive_", "_convert_")
 
 
 @dataclass(frozen=True)
@@ -124,83 +115,41 @@ class JobArray:
     after: tuple[str, ...] = ()  # names of jobs, or of whole arrays, that must be done first
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of submitit's executor."""
-        given = {name: value for name, value in self.asked.items() if name not in OWN and value is not None}
-        parameters = {name if name in COMMON else f"slurm_{name}": value for name, value in given.items()}
-        further = dict(given.get("additional_parameters") or {})
-        if self.after:
-            ids = ":".join(slurm.bare_id(name) for name in self.after)
-            further |= {"dependency": f"afterok:{ids}", "kill-on-invalid-dep": "yes"}
-        return parameters | {"slurm_additional_parameters": further}
+    def scheduler(self) -> Scheduler:
+        """Who runs the jobs."""
+        return scheduler_named(self.asked.get("scheduler") or DEFAULT_SCHEDULER)
+
+    @property
+    def submission(self) -> Submission:
+        """What the scheduler is given."""
+        root = str(self.root.absolute())
+        arguments = [(root, tuple(_anchored(call, self.root) for call in job), self.after) for job in self.jobs]
+        return Submission(self.stage, self.root / "jobs", worker.run_job, arguments, self.asked, self.after)
 
 
-def asked_for(overrides: Sequence[str], command: str, launcher: str = "slurm") -> dict[str, Any]:
-    """What a command's jobs ask for: `hydra.launcher` of the configuration that these keys compose."""
+def asked_for(overrides: Sequence[str], command: str, launcher: str = DEFAULT_SCHEDULER) -> dict[str, Any]:
+    """What a command's jobs ask for: `hydra.launcher` of the configuration that these keys compose.
+
+    `launcher` is an option of `conf/hydra/launcher`, for keys that choose none.
+    """
     attach_requests()
-    tree = composed(overrides, launcher, command)
+    group = "hydra/launcher="
+    launchers = [override.removeprefix(group) for override in overrides if override.startswith(group)]
+    others = [override for override in overrides if not override.startswith(group)]
+    tree = composed(others, launchers[-1] if launchers else launcher, command)
     asked: dict[str, Any] = OmegaConf.to_container(tree.hydra.launcher, resolve=True)  # type: ignore[assignment]
     site = OmegaConf.to_object(tree.site)
     return with_site(asked, site, command)  # type: ignore[arg-type]
 
 
-def executor_of(array: JobArray) -> Any:
-    """submitit's executor for an array."""
-    import submitit  # a quarter of a second that a plan doesn't need
-
-    executor = submitit.AutoExecutor(folder=str(array.root / "jobs" / "%j"), cluster="slurm")
-    try:
-        executor.update_parameters(**array.parameters)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
-    return executor
-
-
 def script(array: JobArray) -> str:
-    """The text that sbatch is given."""
-    executor = executor_of(array)._executor
-    if len(array.jobs) > 1:
-        executor.parameters["map_count"] = len(array.jobs)
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return text
+    """The text that the batch system is given."""
+    return array.scheduler.script(array.submission)
 
 
 def check(array: JobArray) -> None:
-    """Ask sbatch whether it would take an array, without its dependencies. Raises ConfigError, in one line."""
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-        file.write(script(replace(array, after=())))
-        file.flush()
-        try:
-            slurm.call("sbatch", "--test-only", file.name)
-        except SlurmError as error:
-            raise _refused(array, str(error)) from error
-
-
-def _refused(array: JobArray, message: str) -> ConfigError:
-    """What Slurm says, with the keys that it is about and what the cluster has."""
-    reason = message.removeprefix("sbatch: ").removeprefix("allocation failure: ")
-    asked = array.asked
-    if "partition" in reason.lower() and "account" not in reason.lower():
-        known = _listed("%R")
-        return ConfigError(f"site.partition {asked.get('partition')!r}: Slurm says {reason!r}. Known: {known}.")
-    wanted = ", ".join(
-        f"{name}={asked[name]}"
-        for name in ("partition", "account", "qos", "constraint", "nodes", "tasks_per_node", "cpus_per_task", "gres",
-                     "mem_gb", "timeout_min")
-        if asked.get(name) is not None
-    )  # fmt: skip
-    nodes = _listed("%R: %D nodes of %c CPUs, %m MB, %G")
-    return ConfigError(
-        f"Slurm would not take the {array.stage} jobs ({reason}). They ask for {wanted}; the cluster has {nodes}. "
-        "Change launcher.* or the site's file."
-    )
-
-
-def _listed(what: str) -> str:
-    try:
-        return "; ".join(sorted(set(slurm.call("sinfo", "-h", "-o", what).split("\n")) - {""}))
-    except SlurmError:
-        return "unknown, since sinfo does not answer"
+    """Ask the scheduler whether it would take an array. Raises ConfigError, in one line."""
+    array.scheduler.check(array.submission)
 
 
 def chunks(array: JobArray, largest: int) -> Iterator[JobArray]:
@@ -213,24 +162,14 @@ def chunks(array: JobArray, largest: int) -> Iterator[JobArray]:
 
 
 def submit(array: JobArray) -> list[str]:
-    """Queue an array, and write its jobs' records; their names. Raises SlurmError."""
-    import submitit
-
-    executor = executor_of(array)
-    calls = [tuple(_anchored(call, array.root) for call in job) for job in array.jobs]
-    n = len(calls)
-    try:
-        started = executor.map_array(worker.run_job, [str(array.root.absolute())] * n, calls, [array.after] * n)
-    except submitit.core.utils.FailedJobError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise SlurmError(f"sbatch failed: {lines[-1] if lines else error}") from error
-    names = []
-    for job, own in zip(started, calls, strict=True):
-        name = f"slurm-{job.job_id}"
+    """Queue an array, and write its jobs' records; their names. Raises ConfigError or SchedulerError."""
+    submission = array.submission
+    names = array.scheduler.submit(submission)
+    for name, (_, calls, _) in zip(names, submission.arguments, strict=True):
         record = Job(
             name,
             QUEUED,
-            own,
+            calls,
             log=log_file(name),
             after=array.after,
             gpus=gpus_of(array.asked),
@@ -238,7 +177,6 @@ def submit(array: JobArray) -> list[str]:
             submitted=time.time(),
         )
         write_queued(array.root, record)
-        names.append(name)
     return names
 
 
@@ -253,13 +191,8 @@ def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
-def array_name(job: str) -> str:
-    """The array that a job is of: what a dependency on all its jobs names."""
-    return job.partition("_")[0]
-
-
 def wait(root: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Wait until all jobs have ended: what became of each. Slurm is asked now and then about those that are silent."""
+    """Wait until all jobs have ended: what became of each. About silent ones the scheduler is asked now and then."""
     settled: dict[str, tuple[str, str]] = {}
     asked = time.monotonic()
     suspects: set[str] = set()

@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from dilm.config.compose import one_line
 from dilm.config.schema import Config
 from dilm.core import signals
-from dilm.core.errors import ConfigError, DilmError, DiskFullError, PlaceError, SlurmError
+from dilm.core.errors import ConfigError, DilmError, DiskFullError, PlaceError, SchedulerError
 from dilm.core.io import is_disk_full
 from dilm.core.signals import Stopped
 from dilm.launch.sweep import Composer
-from dilm.scheduler import records, slurm
-from dilm.scheduler.job import job_id, restarts
+from dilm.scheduler import records
+from dilm.scheduler.job import current_job, job_id, rank_variables, restarts, scheduler_of, submitted_job
 from dilm.scheduler.records import Call
 
 BUG, USER_ERROR, STOPPED, INTERRUPTED, READER_GONE = 1, 2, 75, 130, 141
@@ -47,9 +47,9 @@ ENVIRONMENT = {
 
 
 def prepare() -> None:
-    """Listen to signals, take the rank that srun gives, and set what libraries read from the environment."""
-    signals.listen(job=job_id().startswith("slurm-"))
-    os.environ.update(slurm.rank_variables(os.environ))
+    """Listen to signals, take the rank that the scheduler gives, and set what libraries read from the environment."""
+    signals.listen(job=scheduler_of(job_id()).batch)
+    os.environ.update(rank_variables())
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -82,7 +82,7 @@ class Recorder:
         self.root, self.calls = root, calls
         if rank() == 0:
             log = records.log_file(job_id()) if "SUBMITIT_EXECUTOR" in os.environ else ""
-            records.begin(root, calls, log=log, after=after, gpus=_gpus(), restarts=restarts())
+            records.begin(root, calls, log=log, after=after, gpus=current_job().gpus, restarts=restarts())
 
     def add(self, config: Config, call: Call) -> None:
         """Record one more call of a process whose calls become known one by one."""
@@ -99,17 +99,11 @@ class Recorder:
         if self.root is None or (rank() and end.state != records.FAILED):
             return
         with suppress(OSError, DilmError):  # such as a full disk, which has been told
-            if end.status == USER_ERROR and not job_id().startswith(("slurm-", "local-")):
+            if end.status == USER_ERROR and submitted_job() is None:
                 records.forget(self.root, job_id())  # a terminal, where the user has read it
                 return
             by = f"rank {rank()}: " if end.reason and rank() else ""
             records.finish(self.root, job_id(), end.state, by + end.reason)
-
-
-def _gpus() -> int:
-    """GPUs that Slurm gave this job, on all its nodes."""
-    on_node, nodes = (os.environ.get(name, "") for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_NUM_NODES"))
-    return int(on_node) * int(nodes or 1) if on_node.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,8 @@ def _stop(again: bool, recorder: Recorder) -> Ending:
     if rank():
         return Ending(0, records.DONE)
     stopped = "stopped by a signal" if again else "stopped by SIGTERM"
-    if not again or not job_id().startswith("slurm-"):
+    scheduler = scheduler_of(job_id())
+    if not again or not scheduler.batch:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         return Ending(STOPPED, records.PREEMPTED, stopped)
     if restarts() >= recorder.max_requeues:
@@ -191,8 +186,8 @@ def _stop(again: bool, recorder: Recorder) -> Ending:
     preempted = Ending(0, records.PREEMPTED, stopped)
     recorder.end(preempted)
     try:
-        slurm.requeue(job_id())
-    except SlurmError as error:
+        scheduler.requeue(job_id())
+    except SchedulerError as error:
         print(as_line(error), file=sys.stderr)
         return Ending(STOPPED, records.FAILED, f"{stopped}, and not queued again: {error}")
     print(f"{stopped}; queued again, to go on from here", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Job records: what each job does, and how it stands or ended, in `<root>/jobs/<job>.json`.
 
-The job itself writes its record, atomically; before it starts its submitter does, and whether a job that never wrote
-its end is still alive is asked of Slurm or the process table. Torch-free.
+The job itself writes its record, atomically; before it starts its submitter does. Whether a job that never wrote its
+end is still alive, its scheduler is asked. Torch-free.
 """
 
 import getpass
@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dilm.core.io import TEMPORARY, write_bytes, write_json
-from dilm.scheduler import slurm
-from dilm.scheduler.job import job_id, process_start
-from dilm.scheduler.slurm import PENDING, SlurmJob
+from dilm.scheduler import base
+from dilm.scheduler.base import JobRef, JobStatus, Process, process_start
+from dilm.scheduler.job import current_job, job_id, scheduler_of, status_of
 
 SCHEMA = 1
 QUEUED, RUNNING, DONE, FAILED, PREEMPTED = ("queued", "running", "done", "failed", "preempted")
@@ -47,8 +47,8 @@ class Attempt:
     host: str
     pid: int
     process: str | None  # when the process started, which tells it from a later one of equal id
-    restarts: int = 0  # times that Slurm had queued the job again
-    node: str = ""  # Slurm's name of the host
+    restarts: int = 0  # times that the job had been queued again
+    node: str = ""  # the scheduler's name of the host
     end: float | None = None
     state: str = RUNNING
 
@@ -143,8 +143,7 @@ def begin(
     """Record that this process's job has started (once more)."""
     name = name or job_id()
     pid = os.getpid()
-    node = os.environ.get("SLURMD_NODENAME", "")
-    attempt = Attempt(time.time(), socket.gethostname(), pid, process_start(pid), restarts, node)
+    attempt = Attempt(time.time(), socket.gethostname(), pid, process_start(pid), restarts, current_job().node)
     known = read_job(record_file(root, name))
     if known is None or (known.calls != calls and not restarts):  # a process or job id that has come again
         known = Job(name, QUEUED, calls, log=log, after=after, user=getpass.getuser(), submitted=attempt.start)
@@ -199,57 +198,45 @@ class Verdict:
     @property
     def live(self) -> bool:
         """Whether it waits or runs, as far as can be known here."""
-        known = self.job.name.startswith("slurm-") or self.job.host == socket.gethostname()
-        return self.state in (QUEUED, RUNNING) and known
+        can_tell = scheduler_of(self.job.name).batch or self.job.host == socket.gethostname()
+        return self.state in (QUEUED, RUNNING) and can_tell
 
 
-def verdict(job: Job, queue: Mapping[str, SlurmJob] | None, accounting: Mapping[str, SlurmJob]) -> Verdict:
-    """Conclude how a job stands. `queue` is None where Slurm doesn't answer: then the record is all there is."""
+def verdict(job: Job, status: JobStatus | None) -> Verdict:
+    """Conclude how a job stands. `status` is what its scheduler says; None: it answers, and doesn't know the job."""
     if job.state in ENDED:
         return Verdict(job, job.state, job.reason)
-    if not job.name.startswith("slurm-"):
-        return _verdict_of_process(job)
-    if queue is None:
-        return Verdict(job, job.state, "Slurm does not answer")
-    found = queue.get(job.name) or accounting.get(job.name)
-    if found is not None and found.alive:
-        again = f", stopped {len(job.attempts)} times so far" if job.state == PREEMPTED else ""
-        waits = found.state in PENDING
-        return Verdict(job, QUEUED, found.reason + again) if waits else Verdict(job, RUNNING)
-    before = f"{job.reason}, then " if job.state == PREEMPTED else ""
-    return Verdict(job, FAILED, before + _how_it_ended(found))
+    if status is not None and status.state == base.UNKNOWN:  # then the record is all there is
+        return Verdict(job, job.state, status.reason)
+    stopped = job.state == PREEMPTED
+    if status is not None and status.alive:
+        again = f", stopped {len(job.attempts)} times so far" if stopped else ""
+        waits = status.state == base.PENDING
+        return Verdict(job, QUEUED, status.reason + again) if waits else Verdict(job, RUNNING)
+    if stopped and not scheduler_of(job.name).batch:
+        return Verdict(job, FAILED, "told to stop; the same command goes on")
+    before = f"{job.reason}, then " if stopped else ""
+    how = "gone from the queue without a word" if status is None else status.reason or "ended without a word"
+    return Verdict(job, FAILED, before + how)
 
 
-def _how_it_ended(found: SlurmJob | None) -> str:
-    if found is None:
-        return "gone from the queue without a word"
-    return "ended without a word" if found.state == "COMPLETED" else f"ended by Slurm: {found.state}"
-
-
-def _verdict_of_process(job: Job) -> Verdict:
-    """Of a job on a plain machine: only its own host can tell."""
-    if not job.attempts:
-        return Verdict(job, job.state)
-    last = job.attempts[-1]
-    if last.host != socket.gethostname():
-        return Verdict(job, job.state, f"on {last.host}, as far as its record tells")
-    if last.process is not None and process_start(last.pid) == last.process:
-        return Verdict(job, RUNNING)
-    return Verdict(job, FAILED, "told to stop; the same command goes on" if job.state == PREEMPTED else "killed")
+def reference(job: Job) -> JobRef:
+    """What schedulers are asked about a job by."""
+    last = job.attempts[-1] if job.attempts else None
+    process = Process(last.host, last.pid, last.process) if last else None
+    return JobRef(job.name, job.user, process, last.restarts if last else 0)
 
 
 def judge(root: Path, names: Collection[str] | None = None) -> dict[str, Verdict]:
-    """Verdicts on some or all jobs, oldest first, with one call of squeue, and of sacct for what that has forgotten.
+    """Verdicts on some or all jobs, oldest first, with one question to each of their schedulers.
 
-    Records that tell no end are read again after Slurm was asked: a job writes its end before it ends.
+    Records that tell no end are read again after that: a job writes its end before it ends.
     """
-    found = read_jobs(root) if names is None else _read(root, names)
-    unsettled = [job for job in found if job.state not in ENDED and job.name.startswith("slurm-")]
-    queue = slurm.queue({job.user for job in unsettled}) if unsettled else {}
-    gone = [job.name for job in unsettled if queue is not None and job.name not in queue]
-    accounting = slurm.accounting(gone) if gone else {}
+    jobs = read_jobs(root) if names is None else _read(root, names)
+    unsettled = [job for job in jobs if job.state not in ENDED]
+    statuses = status_of([reference(job) for job in unsettled])
     again = {job.name: job for job in _read(root, [job.name for job in unsettled])}
-    verdicts = {job.name: verdict(again.get(job.name, job), queue, accounting) for job in found}
+    verdicts = {job.name: verdict(again.get(job.name, job), statuses.get(job.name)) for job in jobs}
     return {name: _with_its_parents(root, one, verdicts) for name, one in verdicts.items()}
 
 

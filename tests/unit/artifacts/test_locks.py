@@ -16,13 +16,16 @@ import pytest
 from dilm.artifacts import locks
 from dilm.artifacts.locks import held, holder, is_stale, release, take
 from dilm.core.errors import DiskFullError
-from dilm.scheduler.job import job_id, process_start
+from dilm.scheduler import base
+from dilm.scheduler.base import process_start
+from dilm.scheduler.job import job_id
+from dilm.scheduler.slurm import Slurm
 
 
 @pytest.fixture(autouse=True)
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """No Slurm answers, also where one is up."""
-    monkeypatch.setattr(locks.slurm, "has_ended", lambda name, restarts: None)
+    monkeypatch.setattr(Slurm, "has_ended", lambda self, job: None)
 
 
 # Reads names of claims, tries to take each, and tells whether it won; what it took it holds until its end.
@@ -186,7 +189,7 @@ def test_of_a_job_elsewhere_slurm_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool | None, stale: bool
 ) -> None:
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(locks.slurm, "has_ended", lambda name, restarts: asked.append((name, restarts)) or ended)
+    monkeypatch.setattr(Slurm, "has_ended", lambda self, job: asked.append((job.name, job.restarts)) or ended)
     write_claim(tmp_path / "cell", host="elsewhere")
     assert is_stale(tmp_path / "cell.0") is stale
     assert asked == [("slurm-7", 0)]
@@ -196,7 +199,7 @@ def test_of_another_users_process_slurm_tells(tmp_path: Path, monkeypatch: pytes
     """Whose processes this host may hide."""
     assert take(tmp_path / "cell")
     monkeypatch.setattr(locks.os, "getuid", lambda: 4711)
-    monkeypatch.setattr(locks, "process_start", lambda pid: None)
+    monkeypatch.setattr(base, "process_start", lambda pid: None)
     assert not is_stale(tmp_path / "cell.0")
 
 

@@ -11,9 +11,8 @@ from dilm.artifacts.rows import NAMES, RowWriter, row_of
 from dilm.core.errors import ConfigError
 from dilm.core.io import write_json
 from dilm.launch.status import costs, lines_of, log_of
-from dilm.scheduler import slurm
 from dilm.scheduler.records import Attempt, Call, Job, record_file
-from dilm.scheduler.slurm import SlurmJob
+from dilm.scheduler.slurm import Slurm, status_from
 
 TRAIN = Call("train", (), "sst2", {"pretrain": ["sst2/lm-g-0123"], "match": ["sst2/dilm-g-4567"]})
 EVALUATE = Call("evaluate", (), "sst2", {"evaluate": ["k0", "k1", "k2"]})
@@ -43,8 +42,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         wrong = "ValueError: x" if status == "failed" else None
         told = {"key": key, "task": "sst2", "status": status, "error": wrong, "schema": 1, "metrics": {}}
         RowWriter(tmp_path).write(row_of(blank | told))
-    found = {"slurm-2_0": SlurmJob("RUNNING"), "slurm-2_1": SlurmJob("PENDING", "QOSMaxGRESPerUser")}
-    monkeypatch.setattr(slurm, "queue", lambda users: found)
+    found = {"slurm-2_0": status_from("RUNNING"), "slurm-2_1": status_from("PENDING", "QOSMaxGRESPerUser")}
+    monkeypatch.setattr(Slurm, "queue", lambda self, users: found)
     return tmp_path
 
 
@@ -62,7 +61,7 @@ def test_what_is_gone_is_not_done(root: Path) -> None:
 
 
 def test_a_killed_job_fails_what_it_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "queue", lambda users: {"slurm-2_0": SlurmJob("OUT_OF_MEMORY")})
+    monkeypatch.setattr(Slurm, "queue", lambda self, users: {"slurm-2_0": status_from("OUT_OF_MEMORY")})
     *_, sst2 = lines_of(root)
     assert sst2.counts == {"done": 1, "failed": 2} and sst2.error == "ended by Slurm: OUT_OF_MEMORY"
 
@@ -71,8 +70,8 @@ def test_costs_count_all_attempts_and_what_was_lost(root: Path, monkeypatch: pyt
     training, evaluation = costs(root)
     assert (training.stage, training.used, training.wasted) == ("match", 3.0, 0.0)
     assert evaluation.used == pytest.approx(60 / 3600, abs=0.01) and evaluation.wasted == 0
-    monkeypatch.setattr(slurm, "queue", lambda users: {})
-    monkeypatch.setattr(slurm, "accounting", lambda names: {"slurm-2_0": SlurmJob("NODE_FAIL", "", 7200)})
+    monkeypatch.setattr(Slurm, "queue", lambda self, users: {})
+    monkeypatch.setattr(Slurm, "accounting", lambda self, names: {"slurm-2_0": status_from("NODE_FAIL", "", 7200)})
     _, evaluation = costs(root)
     assert (evaluation.used, evaluation.wasted) == (2.0, 2.0)  # as Slurm counted it
 

@@ -5,16 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dilm.scheduler import records, slurm
+from dilm.scheduler.base import JobStatus, process_start
+from dilm.scheduler.job import status_of
 from dilm.scheduler.records import (
     Attempt,
     Call,
     Job,
+    Verdict,
     begin,
     extend,
     finish,
@@ -22,10 +25,11 @@ from dilm.scheduler.records import (
     read_job,
     read_jobs,
     record_file,
+    reference,
     verdict,
     write_queued,
 )
-from dilm.scheduler.slurm import SlurmJob
+from dilm.scheduler.slurm import Slurm, status_from
 
 CALL = Call("train", ("task=sst2",), "sst2", {"pretrain": ["sst2/lm-gpt2-0"], "match": ["sst2/dilm-gpt2-1"]})
 
@@ -93,7 +97,21 @@ def test_a_torn_or_foreign_record_is_no_record(tmp_path: Path) -> None:
     assert read_jobs(tmp_path) == []
 
 
-PENDING, RUNNING = SlurmJob("PENDING", "Priority"), SlurmJob("RUNNING")
+PENDING, RUNNING = status_from("PENDING", "Priority"), status_from("RUNNING")
+Statuses = Mapping[str, JobStatus]
+Concluded = Callable[..., Verdict]
+
+
+@pytest.fixture
+def concluded(monkeypatch: pytest.MonkeyPatch) -> Concluded:
+    """The verdict on a record, where squeue and sacct know these jobs; None: squeue does not answer."""
+
+    def conclude(record: Job, queue: Statuses | None, accounting: Statuses) -> Verdict:
+        monkeypatch.setattr(Slurm, "queue", lambda self, users: queue)
+        monkeypatch.setattr(Slurm, "accounting", lambda self, names: accounting)
+        return verdict(record, status_of([reference(record)]).get(record.name))
+
+    return conclude
 
 
 @pytest.mark.parametrize(
@@ -102,27 +120,27 @@ PENDING, RUNNING = SlurmJob("PENDING", "Priority"), SlurmJob("RUNNING")
         (job(state="done"), None, ("done", "")),
         (job(state="failed", reason="x"), RUNNING, ("failed", "x")),
         (job(), RUNNING, ("running", "")),
-        (job(), SlurmJob("COMPLETING"), ("running", "")),
+        (job(), status_from("COMPLETING"), ("running", "")),
         (job(), PENDING, ("queued", "Priority")),  # a node failed, and Slurm queued it again
         (job(state="queued", attempts=()), RUNNING, ("running", "")),
         (job(state="preempted"), PENDING, ("queued", "Priority, stopped 1 times so far")),
-        (job(), SlurmJob("OUT_OF_MEMORY"), ("failed", "ended by Slurm: OUT_OF_MEMORY")),
-        (job(), SlurmJob("NODE_FAIL"), ("failed", "ended by Slurm: NODE_FAIL")),
-        (job(), SlurmJob("COMPLETED"), ("failed", "ended without a word")),
+        (job(), status_from("OUT_OF_MEMORY"), ("failed", "ended by Slurm: OUT_OF_MEMORY")),
+        (job(), status_from("NODE_FAIL"), ("failed", "ended by Slurm: NODE_FAIL")),
+        (job(), status_from("COMPLETED"), ("failed", "ended without a word")),
         (job(), None, ("failed", "gone from the queue without a word")),
         (job(state="preempted", reason="x"), None, ("failed", "x, then gone from the queue without a word")),
     ],
 )
-def test_verdicts(record: Job, found: SlurmJob | None, expected: tuple[str, str]) -> None:
-    one = verdict(record, {} if found is None else {"slurm-7": found}, {})
+def test_verdicts(concluded: Concluded, record: Job, found: JobStatus | None, expected: tuple[str, str]) -> None:
+    one = concluded(record, {} if found is None else {"slurm-7": found}, {})
     assert (one.state, one.reason) == expected
     assert one.live == (one.state in ("queued", "running"))
     if found is not None and not found.alive:  # the queue has forgotten it, the accounting has not
-        assert verdict(record, {}, {"slurm-7": found}) == one
+        assert concluded(record, {}, {"slurm-7": found}) == one
 
 
-def test_a_silent_slurm_proves_nothing() -> None:
-    one = verdict(job(), None, {})
+def test_a_silent_slurm_proves_nothing(concluded: Concluded) -> None:
+    one = concluded(job(), None, {})
     assert (one.state, one.reason, one.live) == ("running", "Slurm does not answer", True)
 
 
@@ -139,20 +157,20 @@ def test_why_a_job_never_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     finish(tmp_path, "slurm-6_0", "done")
     finish(tmp_path, "slurm-6_1", parent)
     write_queued(tmp_path, job(state="queued", attempts=(), after=("slurm-6",)))
-    monkeypatch.setattr(slurm, "queue", lambda users: {"slurm-7": SlurmJob("CANCELLED")})
+    monkeypatch.setattr(Slurm, "queue", lambda self, users: {"slurm-7": status_from("CANCELLED")})
     for names in (None, ["slurm-7"]):
         assert judge(tmp_path, names)["slurm-7"].reason == reason
 
 
-def test_a_process_of_this_host_is_looked_up() -> None:
+def test_a_process_of_this_host_is_looked_up(concluded: Concluded) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    start = records.process_start(child.pid)
+    start = process_start(child.pid)
     mine = job("vm-1", attempts=(Attempt(1.0, socket.gethostname(), child.pid, start),))
-    assert verdict(mine, {}, {}).live
+    assert concluded(mine, {}, {}).live
     child.communicate()
-    ended = verdict(mine, {}, {})
+    ended = concluded(mine, {}, {})
     assert (ended.state, ended.reason) == ("failed", "killed")
-    there = verdict(job("there-1"), {}, {})
+    there = concluded(job("there-1"), {}, {})
     assert there.state == "running" and "elsewhere" in there.reason and not there.live  # nobody can tell from here
 
 
@@ -164,12 +182,12 @@ def test_slurm_is_asked_once_and_records_are_read_again_after_it(
         begin(tmp_path, (CALL,), name=name)
     asked = []
 
-    def answer(users: set[str]) -> dict[str, SlurmJob]:
+    def answer(self: Slurm, users: set[str]) -> dict[str, JobStatus]:
         asked.append(users)
         finish(tmp_path, "slurm-1", "done")
-        return {"slurm-1": SlurmJob("COMPLETED"), "slurm-2": RUNNING}
+        return {"slurm-1": status_from("COMPLETED"), "slurm-2": RUNNING}
 
-    monkeypatch.setattr(slurm, "queue", answer)
+    monkeypatch.setattr(Slurm, "queue", answer)
     assert {name: one.state for name, one in judge(tmp_path).items()} == {"slurm-1": "done", "slurm-2": "running"}
     assert asked == [{getpass.getuser()}]
     finish(tmp_path, "slurm-2", "done")

@@ -8,19 +8,12 @@ import pytest
 
 from dilm.core.errors import ConfigError, SlurmError
 from dilm.scheduler import slurm
-from dilm.scheduler.slurm import (
-    PORTS,
-    SlurmJob,
-    accounting,
-    call,
-    job_name,
-    parse_accounting,
-    parse_queue,
-    port,
-    queue,
-    rank_variables,
-)
+from dilm.scheduler.base import ENDED, PORTS, RUNNING, CurrentJob, JobRef, JobStatus, Submission, port
+from dilm.scheduler.base import PENDING as WAITS
+from dilm.scheduler.slurm import Slurm, call, job_name, parse_accounting, parse_queue
 
+SLURM = Slurm()
+queue, accounting, rank_variables = SLURM.queue, SLURM.accounting, SLURM.rank_variables
 STEP = {
     "SLURM_JOB_ID": "812",
     "SLURM_STEP_ID": "0",
@@ -36,23 +29,23 @@ def test_a_job_is_named_as_slurm_names_it() -> None:
     assert job_name("17") == "slurm-17"
     assert job_name("19", "17", "2") == "slurm-17_2"
     assert job_name("17", "17", "N/A") == "slurm-17"  # squeue's word outside arrays
-    assert slurm.bare_id("slurm-17_2") == "17_2"
+    assert SLURM.bare_id("slurm-17_2") == "17_2"
 
 
 def test_the_queue_is_read() -> None:
     found = parse_queue("17|N/A|17|RUNNING|None\n18|5|21|PENDING|Dependency\n19|0|22|FAILED|x\n")
     assert found == {
-        "slurm-17": SlurmJob("RUNNING", "None"),
-        "slurm-18_5": SlurmJob("PENDING", "Dependency"),
-        "slurm-19_0": SlurmJob("FAILED", "x"),
+        "slurm-17": JobStatus(RUNNING, "None"),
+        "slurm-18_5": JobStatus(WAITS, "Dependency"),
+        "slurm-19_0": JobStatus(ENDED, "ended by Slurm: FAILED", ended_well=False),
     }
     assert [job.alive for job in found.values()] == [True, True, False]
 
 
 def test_accounting_sums_the_attempts_of_a_requeued_job() -> None:
     found = parse_accounting("17|REQUEUED|100\n17|COMPLETED|50\n18_1|CANCELLED by 0|7\n19|PENDING|0\n")
-    assert found["slurm-17"] == SlurmJob("COMPLETED", "", 150)
-    assert found["slurm-18_1"] == SlurmJob("CANCELLED", "", 7)
+    assert found["slurm-17"] == JobStatus(ENDED, "", 150, ended_well=True)
+    assert found["slurm-18_1"] == JobStatus(ENDED, "ended by Slurm: CANCELLED", 7, ended_well=False)
     assert found["slurm-19"].alive
 
 
@@ -72,9 +65,9 @@ def test_without_an_answer_nothing_is_concluded(tmp_path: Path, monkeypatch: pyt
         command(tmp_path, name, "echo 'slurm: error: Unable to contact slurm controller' >&2; exit 1")
     assert queue({"ada"}) is None and accounting(["slurm-1"]) == {}
     slurm._has_ended.cache_clear()
-    assert slurm.has_ended("slurm-1", 0) is None
+    assert SLURM.has_ended(JobRef("slurm-1")) is None
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
-        slurm.requeue("slurm-1")
+        SLURM.requeue("slurm-1")
 
 
 def test_the_jobs_of_all_who_submitted_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,14 +92,14 @@ def test_an_attempt_has_ended_or_not(
     command(tmp_path, "scontrol", f"echo '{shown}'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     slurm._has_ended.cache_clear()
-    assert slurm.has_ended("slurm-1", restarts) is ended
+    assert SLURM.has_ended(JobRef("slurm-1", restarts=restarts)) is ended
 
 
 def test_a_job_that_slurm_forgot_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command(tmp_path, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     slurm._has_ended.cache_clear()
-    assert slurm.has_ended("slurm-1", 0) is True
+    assert SLURM.has_ended(JobRef("slurm-1")) is True
 
 
 def test_a_task_of_a_step_has_its_rank() -> None:
@@ -135,3 +128,37 @@ def test_what_is_missing_is_named() -> None:
 def test_jobs_and_steps_that_share_a_node_have_ports_of_their_own() -> None:
     ports = {port(str(job), str(step)) for job in range(3000, 3400) for step in range(2)}
     assert len(ports) == 800 and all(20_000 <= number < 32_768 for number in ports)
+
+
+def test_a_job_knows_its_restarts_its_node_and_its_gpus() -> None:
+    environment = {"SLURM_JOB_ID": "45", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}
+    assert SLURM.current_job(environment) == CurrentJob("slurm-42_3")
+    more = {"SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "n7", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NUM_NODES": "2"}
+    assert SLURM.current_job(environment | more) == CurrentJob("slurm-42_3", restarts=2, node="n7", gpus=8)
+    assert SLURM.current_job({}) is None
+
+
+@pytest.mark.parametrize(("name", "owned"), [("slurm-7", True), ("slurm-7_0", True), ("slurm-login-7", False)])
+def test_a_host_whose_name_begins_so_is_no_job_of_slurms(name: str, owned: bool) -> None:
+    assert SLURM.owns(name) is owned
+
+
+def test_an_array_waits_for_others_and_is_cancelled_as_a_whole(tmp_path: Path) -> None:
+    asked = {
+        "_target_": "x",
+        "timeout_min": 5,
+        "gres": "gpu:1",
+        "qos": None,
+        "additional_parameters": {"requeue": True},
+    }
+    submission = Submission("train", tmp_path, print, [("a",), ("b",)], asked, ("slurm-3", "slurm-4_1"))
+    assert slurm._parameters(submission) == {
+        "timeout_min": 5,
+        "slurm_gres": "gpu:1",
+        "slurm_additional_parameters": {
+            "requeue": True,
+            "dependency": "afterok:3:4_1",
+            "kill-on-invalid-dep": "yes",
+        },
+    }
+    assert SLURM.cancel_command(["slurm-9_1", "slurm-9_0", "slurm-12"]) == "scancel 12 9"
