@@ -1,5 +1,7 @@
 """Writing candidates and choosing data sets: a generator, or the real rows -> HDF5 shards (paper, section 3.4)."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -36,37 +38,45 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     if world.broadcast(artifact.exists and not config.force):
         make(artifact, lambda folder: None, config, world=world)
         return artifact
-    pool = _pool(config, corpus, world) if config.method in GENERATOR_METHODS else None
+    candidates_of: Callable[[], ShardTable] = partial(real_candidates, config, corpus)
+    if config.method in GENERATOR_METHODS:
+        candidates_of = _written_or_ranked(config, corpus, world)
 
     def choose(folder: Path) -> None:
         if world.main:
-            candidates = (
-                real_candidates(config, corpus) if pool is None else _written_or_ranked(config, corpus, pool, cache)
-            )
+            candidates = _allowed(config, candidates_of(), corpus, cache)
             _choose_all(config, artifact, candidates, corpus, cache, folder)
 
     make(artifact, choose, config, world=world)
     return artifact
 
 
-def _pool(config: Config, corpus: Corpus, world: World) -> Path:
-    """The folder of what a generator wrote, or of the real texts that it ranked."""
+def _written_or_ranked(config: Config, corpus: Corpus, world: World) -> Callable[[], ShardTable]:
+    """Make the candidates that a generator writes, or the real texts that it ranks, or find them.
+
+    What is returned gives them to the main rank: as they were made by this call, else read from their artifact.
+    """
     parent = generator_artifact(config, corpus.content_hash).require()
     pool = candidates_artifact(config, corpus.content_hash)
+    made: list[ShardTable] = []
 
     def fill(folder: Path) -> None:
         if config.method == "rank":
-            _rank_real(config, pool, parent, corpus, world, folder)
+            rows, about = _ranked(config, parent, corpus, world)
         else:
-            _write_candidates(config, pool, parent, world, folder)
+            rows, about = _written(config, pool, parent, world)
+        if world.main:
+            dpc = config.dpc if config.method in WRITING_METHODS and config.generate.pool == "fresh" else 0
+            write_shards(folder, rows, _attributes(config, pool.key, dpc), about | {"config": plain(config)})
+            made.append(rows)
 
     make(pool, fill, config, world=world)
-    return pool.folder
+    return lambda: made[0] if made else read_shards(pool.folder)
 
 
-def _written_or_ranked(config: Config, corpus: Corpus, pool: Path, cache: Path) -> ShardTable:
-    """The candidates of a pool; where asked without copies of training texts, and without what a teacher doubts."""
-    candidates, settings = read_shards(pool), config.generate
+def _allowed(config: Config, candidates: ShardTable, corpus: Corpus, cache: Path) -> ShardTable:
+    """Candidates; where asked, of written ones no copies of training texts, and none whose label a teacher doubts."""
+    settings = config.generate
     if config.method not in WRITING_METHODS:
         return candidates
     if settings.exclude_copies:
@@ -86,8 +96,11 @@ def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
     }
 
 
-def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: World, folder: Path) -> None:
-    """All well-formed texts of every label, with their NLL; its label and `index` seed a text's tokens."""
+def _written(config: Config, artifact: Artifact, parent: Path, world: World) -> tuple[ShardTable, dict[str, int]]:
+    """All well-formed texts of every label with their NLL, and how many were written; label and `index` seed a text.
+
+    Every batch is kept beside the artifact until that is complete, so that a job that was killed writes none again.
+    """
     settings, task = config.generate, config.task
     device = pick_device(config.device, config.threads)
     generator = load_generator(parent, config.generator, task, device)
@@ -101,21 +114,26 @@ def _write_candidates(config: Config, artifact: Artifact, parent: Path, world: W
         for number in world.shard(len(batches)):
             dataset, label, start = batches[number]
             indices = range(start, min(start + settings.batch, size))
-            kept = artifact.state / f"part-{number:06d}"  # of a job that was stopped
-            if not kept.is_dir():
-                signals.check_stop()
-                _write_part(config, writer, dataset, label, indices, kept)
-            parts.append(read_shards(kept))
+            write = partial(_write_batch, config, writer, dataset, label, indices)
+            parts.append(_kept(artifact.state / f"part-{number:06d}", write, _attributes(config, "", 0)))
             bar.update(world.size)
-    whole = concatenate(world.interleave(world.all_gather(parts)))
-    if not world.main:
-        return
-    about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
-    write_shards(folder, whole, _attributes(config, artifact.key, 0 if shared else config.dpc), about)
+    rows = concatenate(world.interleave(world.all_gather(parts)))
+    return rows, {"written": size * len(task.labels) * len(datasets)}
 
 
-def _write_part(config: Config, writer: Writer, dataset: int, label: int, indices: range, folder: Path) -> None:
-    """Write some texts of one label to a folder of their own, from which a job that is queued again goes on."""
+def _kept(folder: Path, make_rows: Callable[[], ShardTable], attributes: dict[str, object]) -> ShardTable:
+    """Rows that a stopped or killed attempt of this artifact has kept in a folder; else they are made and kept."""
+    if folder.is_dir():
+        return read_shards(folder)
+    signals.check_stop()
+    rows = make_rows()
+    with new_folder(folder) as temporary:
+        write_shards(temporary, rows, attributes, {})
+    return rows
+
+
+def _write_batch(config: Config, writer: Writer, dataset: int, label: int, indices: range) -> ShardTable:
+    """The well-formed ones of the texts of one label with these indices."""
     task = config.task
     # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
     names = ("candidates", task.name, config.seed, dataset)
@@ -123,30 +141,25 @@ def _write_part(config: Config, writer: Writer, dataset: int, label: int, indice
     good = [row for row, text in enumerate(written.texts) if text is not None]
     texts = [text for text in written.texts if text is not None]
     rows = table(task.fields, texts, [label] * len(good))
-    part = shard_table(rows, dataset=dataset, index=np.asarray(indices)[good], nll=written.nll[good])
-    with new_folder(folder) as temporary:
-        write_shards(temporary, part, _attributes(config, "", 0), {})
+    return shard_table(rows, dataset=dataset, index=np.asarray(indices)[good], nll=written.nll[good])
 
 
-def _rank_real(config: Config, artifact: Artifact, parent: Path, corpus: Corpus, world: World, folder: Path) -> None:
-    """Real texts with their NLL under the generator."""
+def _ranked(config: Config, parent: Path, corpus: Corpus, world: World) -> tuple[ShardTable, dict[str, int]]:
+    """Real texts with their NLL under the generator, and how many they are."""
     candidates = real_candidates(config, corpus)
     generator = load_generator(parent, config.generator, config.task, pick_device(config.device, config.threads))
     generator.model.eval()
-    own = list(world.shard(len(candidates)))
-    sequences = generator.encode(candidates.table.take(own))
-    parts = []
-    with Progress(-(-len(own) // config.generate.batch), "rank", active=world.main) as bar, torch.inference_mode():
-        for start in range(0, len(own), config.generate.batch):
+    rows = list(world.shard(len(candidates)))
+    sequences = generator.encode(candidates.table.take(rows))
+    nll: list[float] = []
+    with Progress(-(-len(rows) // config.generate.batch), "rank", active=world.main) as bar, torch.inference_mode():
+        for start in range(0, len(rows), config.generate.batch):
             signals.check_stop()
             part = sequences[start : start + config.generate.batch]
-            parts += text_nll(generator, part, config.precision).tolist()
+            nll += text_nll(generator, part, config.precision).tolist()
             bar.update()
-    nll = world.interleave(world.all_gather(parts))
-    if world.main:
-        about = {"ranked": len(candidates), "config": plain(config)}
-        ranked = candidates.with_columns(nll=np.array(nll, dtype=np.float32))
-        write_shards(folder, ranked, _attributes(config, artifact.key, 0), about)
+    nll = world.interleave(world.all_gather(nll))
+    return candidates.with_columns(nll=np.array(nll, dtype=np.float32)), {"ranked": len(candidates)}
 
 
 def _choose_all(
@@ -161,19 +174,13 @@ def _choose_all(
         write_shards(folder, whole, attributes, about)
         return
     choose = chooser(config, candidates, corpus, cache)
-
-    def kept(dataset: int) -> ShardTable:
-        own = artifact.state / f"set-{dataset:06d}"
-        if not own.is_dir():
-            signals.check_stop()
-            with new_folder(own) as temporary:
-                write_shards(temporary, choose(dataset), attributes, {})
-        return read_shards(own)
-
     parts = []
     with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):
-            parts.append(kept(dataset) if selection == "teach" else choose(dataset))
+            if selection == "teach":
+                parts.append(_kept(artifact.state / f"set-{dataset:06d}", partial(choose, dataset), attributes))
+            else:
+                parts.append(choose(dataset))
             bar.update()
     write_shards(folder, concatenate(parts), attributes, about)
 
