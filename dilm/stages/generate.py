@@ -1,5 +1,7 @@
 """Writing candidates and choosing data sets: a generator, or the real rows -> HDF5 shards (paper, section 3.4)."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -34,41 +36,49 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     if world.broadcast(artifact.exists and not config.force):
         make(artifact, lambda folder: None, config, world=world)
         return artifact
-    pool = _pool(context) if config.method in GENERATOR_METHODS else None
+    candidates_of: Callable[[], ShardTable] = partial(real_candidates, config, corpus)
+    if config.method in GENERATOR_METHODS:
+        candidates_of = _written_or_ranked(context)
 
     def choose(folder: Path) -> None:
         if world.main:
-            candidates = real_candidates(config, corpus) if pool is None else _written_or_ranked(context, pool)
-            _choose_all(context, artifact, candidates, folder)
+            _choose_all(context, artifact, _allowed(context, candidates_of()), folder)
 
     make(artifact, choose, config, world=world)
     return artifact
 
 
-def _pool(context: Context) -> Path:
-    """The folder of what a generator wrote, or of the real texts that it ranked."""
+def _written_or_ranked(context: Context) -> Callable[[], ShardTable]:
+    """Make the candidates that a generator writes, or the real texts that it ranks, or find them.
+
+    What is returned gives them to the main rank: as they were made by this call, else read from their artifact.
+    """
     config, corpus = context.config, context.corpus
     parent = generator_artifact(config, corpus.content_hash).require()
     pool = candidates_artifact(config, corpus.content_hash)
+    made: list[ShardTable] = []
 
     def fill(folder: Path) -> None:
         if config.method == "rank":
-            _rank_real(context, pool, parent, folder)
+            rows, about = _ranked(context, parent)
         else:
-            _write_candidates(context, pool, parent, folder)
+            rows, about = _written(context, pool, parent)
+        if context.world.main:
+            dpc = config.dpc if config.method in WRITING_METHODS and config.generate.pool == "fresh" else 0
+            write_shards(folder, rows, _attributes(config, pool.key, dpc), about | {"config": plain(config)})
+            made.append(rows)
 
     make(pool, fill, config, world=context.world)
-    return pool.folder
+    return lambda: made[0] if made else read_shards(pool.folder)
 
 
-def _written_or_ranked(context: Context, pool: Path) -> ShardTable:
-    """The candidates of a pool; where asked without copies of training texts, and without what a teacher doubts."""
-    config, corpus = context.config, context.corpus
-    candidates, settings = read_shards(pool), config.generate
+def _allowed(context: Context, candidates: ShardTable) -> ShardTable:
+    """Candidates; where asked, of written ones no copies of training texts, and none whose label a teacher doubts."""
+    config, settings = context.config, context.config.generate
     if config.method not in WRITING_METHODS:
         return candidates
     if settings.exclude_copies:
-        candidates = candidates.take(np.flatnonzero(copies(candidates.table.texts, corpus.train.texts) == NONE))
+        candidates = candidates.take(np.flatnonzero(copies(candidates.table.texts, context.corpus.train.texts) == NONE))
     if settings.teacher_filter:
         candidates = candidates.take(credible_rows(context, candidates.table))
     return candidates
@@ -84,12 +94,15 @@ def _attributes(config: Config, key: str, dpc: int) -> dict[str, object]:
     }
 
 
-def _write_candidates(context: Context, artifact: Artifact, parent: Path, folder: Path) -> None:
-    """All well-formed texts of every label, with their NLL; its label and `index` seed a text's tokens."""
+def _written(context: Context, artifact: Artifact, parent: Path) -> tuple[ShardTable, dict[str, int]]:
+    """All well-formed texts of every label with their NLL, and how many were written; label and `index` seed a text.
+
+    Every batch is kept beside the artifact until that is complete, so that a job that was killed writes none again.
+    """
     config, world = context.config, context.world
     settings, task = config.generate, config.task
     generator = load_generator(parent, config.generator, task, context.device)
-    writer = Sampler(generator, config.precision)
+    sampler = Sampler(generator, config.precision)
     shared = settings.pool == "shared"
     datasets = [SHARED] if shared else range(config.n_datasets)
     size = settings.pool_dpc if shared else settings.oversample * config.dpc
@@ -99,53 +112,53 @@ def _write_candidates(context: Context, artifact: Artifact, parent: Path, folder
         for number in world.shard(len(batches)):
             dataset, label, start = batches[number]
             indices = range(start, min(start + settings.batch, size))
-            kept = artifact.state / f"part-{number:06d}"  # of a job that was stopped
-            if not kept.is_dir():
-                signals.check_stop()
-                _write_part(config, writer, dataset, label, indices, kept)
-            parts.append(read_shards(kept))
+            write = partial(_write_batch, config, sampler, dataset, label, indices)
+            parts.append(_kept(artifact.state / f"part-{number:06d}", write, _attributes(config, "", 0)))
             bar.update(world.size)
-    whole = concatenate(world.interleave(world.all_gather(parts)))
-    if not world.main:
-        return
-    about = {"written": size * len(task.labels) * len(datasets), "config": plain(config)}
-    write_shards(folder, whole, _attributes(config, artifact.key, 0 if shared else config.dpc), about)
+    rows = concatenate(world.interleave(world.all_gather(parts)))
+    return rows, {"written": size * len(task.labels) * len(datasets)}
 
 
-def _write_part(config: Config, writer: Sampler, dataset: int, label: int, indices: range, folder: Path) -> None:
-    """Write some texts of one label to a folder of their own, from which a job that is queued again goes on."""
+def _kept(folder: Path, make_rows: Callable[[], ShardTable], attributes: dict[str, object]) -> ShardTable:
+    """Rows that a stopped or killed attempt of this artifact has kept in a folder; else they are made and kept."""
+    if folder.is_dir():
+        return read_shards(folder)
+    signals.check_stop()
+    rows = make_rows()
+    with new_folder(folder) as temporary:
+        write_shards(temporary, rows, attributes, {})
+    return rows
+
+
+def _write_batch(config: Config, sampler: Sampler, dataset: int, label: int, indices: range) -> ShardTable:
+    """The well-formed ones of the texts of one label with these indices."""
     task = config.task
     # The method is not in the names: lm and dilm write from the same random numbers, and are paired.
     names = ("candidates", task.name, config.seed, dataset)
-    written = writer.sample(label, indices, names, config.generate.top_p, config.generate.batch)
+    written = sampler.sample(label, indices, names, config.generate.top_p, config.generate.batch)
     good = [row for row, text in enumerate(written.texts) if text is not None]
     texts = [text for text in written.texts if text is not None]
     rows = table(task.fields, texts, [label] * len(good))
-    part = shard_table(rows, dataset=dataset, index=np.asarray(indices)[good], nll=written.nll[good])
-    with new_folder(folder) as temporary:
-        write_shards(temporary, part, _attributes(config, "", 0), {})
+    return shard_table(rows, dataset=dataset, index=np.asarray(indices)[good], nll=written.nll[good])
 
 
-def _rank_real(context: Context, artifact: Artifact, parent: Path, folder: Path) -> None:
-    """Real texts with their NLL under the generator."""
+def _ranked(context: Context, parent: Path) -> tuple[ShardTable, dict[str, int]]:
+    """Real texts with their NLL under the generator, and how many they are."""
     config, world = context.config, context.world
     candidates = real_candidates(config, context.corpus)
     generator = load_generator(parent, config.generator, config.task, context.device)
     generator.model.eval()
-    own = list(world.shard(len(candidates)))
-    sequences = generator.encode(candidates.table.take(own))
-    parts = []
-    with Progress(-(-len(own) // config.generate.batch), "rank", active=world.main) as bar, torch.inference_mode():
-        for start in range(0, len(own), config.generate.batch):
+    rows = list(world.shard(len(candidates)))
+    sequences = generator.encode(candidates.table.take(rows))
+    nll: list[float] = []
+    with Progress(-(-len(rows) // config.generate.batch), "rank", active=world.main) as bar, torch.inference_mode():
+        for start in range(0, len(rows), config.generate.batch):
             signals.check_stop()
             part = sequences[start : start + config.generate.batch]
-            parts += text_nll(generator, part, config.precision).tolist()
+            nll += text_nll(generator, part, config.precision).tolist()
             bar.update()
-    nll = world.interleave(world.all_gather(parts))
-    if world.main:
-        about = {"ranked": len(candidates), "config": plain(config)}
-        ranked = candidates.with_columns(nll=np.array(nll, dtype=np.float32))
-        write_shards(folder, ranked, _attributes(config, artifact.key, 0), about)
+    nll = world.interleave(world.all_gather(nll))
+    return candidates.with_columns(nll=np.array(nll, dtype=np.float32)), {"ranked": len(candidates)}
 
 
 def _choose_all(context: Context, artifact: Artifact, candidates: ShardTable, folder: Path) -> None:
@@ -159,19 +172,13 @@ def _choose_all(context: Context, artifact: Artifact, candidates: ShardTable, fo
         write_shards(folder, whole, attributes, about)
         return
     choose = chooser(context, candidates)
-
-    def kept(dataset: int) -> ShardTable:
-        own = artifact.state / f"set-{dataset:06d}"
-        if not own.is_dir():
-            signals.check_stop()
-            with new_folder(own) as temporary:
-                write_shards(temporary, choose(dataset), attributes, {})
-        return read_shards(own)
-
     parts = []
     with Progress(config.n_datasets, f"choose {config.method} dpc {config.dpc}") as bar:
         for dataset in range(config.n_datasets):
-            parts.append(kept(dataset) if selection == "teach" else choose(dataset))
+            if selection == "teach":
+                parts.append(_kept(artifact.state / f"set-{dataset:06d}", partial(choose, dataset), attributes))
+            else:
+                parts.append(choose(dataset))
             bar.update()
     write_shards(folder, concatenate(parts), attributes, about)
 

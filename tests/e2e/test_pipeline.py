@@ -25,6 +25,7 @@ from dilm.evaluation.text_metrics import NONE, copies
 from dilm.stages import collect, evaluate, generate, train
 
 Compose = Callable[..., Config]
+TEACH = ("generate.real_candidates=100", "generate.teach.pool=200", "generate.teach.scored=100")
 SCHEMA_1 = Path(__file__).parents[1] / "data" / "schema-1"
 
 
@@ -136,6 +137,30 @@ def test_datasets_are_balanced_distinct_and_from_the_candidates(at: Compose, tra
     chosen = read_shards(next(trained.glob("tiny/lm-dpc4-*")))
     assert set(chosen.table.texts) <= set(candidates.table.texts)
     assert np.isfinite(chosen.nll).all()
+
+
+@pytest.mark.parametrize("keys", ["method=lm", "method=rank", "method=lm generate.selection=teach n_datasets=3"])
+def test_candidates_made_now_and_found_later_give_the_same_bytes(
+    at: Compose, tiny: Compose, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
+) -> None:
+    config = tiny(*keys.split(), *TEACH)
+    at()
+    for generator in trained.glob("tiny/*-tiny-*"):
+        shutil.copytree(generator, tmp_path / "runs" / "tiny" / generator.name)
+    read: list[str] = []
+
+    def counted(folder: Path) -> ShardTable:
+        read.append(folder.name.rpartition("-")[0])
+        return read_shards(folder)
+
+    monkeypatch.setattr(generate, "read_shards", counted)
+    folder = generate.run(config).folder
+    assert not read, "what was just written is not read back"
+    made = {path.name: path.read_bytes() for path in folder.glob("*.h5")}
+    shutil.rmtree(folder)
+    generate.run(config)
+    assert read == [f"candidates-{config.method}"]
+    assert made == {path.name: path.read_bytes() for path in folder.glob("*.h5")} != {}
 
 
 def test_every_row_tells_which_text_it_is(at: Compose, trained: Path, tiny_cache: Path) -> None:
