@@ -1,6 +1,7 @@
 """House rules as tests: packages import one way, folders and files stay small, and the login node loads no torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -129,6 +130,17 @@ def depth(node: ast.AST) -> int:
 def test_only_one_file_says_cuda() -> None:
     words = [name for name, path in MODULES.items() if '"cuda"' in path.read_text()]
     assert set(words) <= {"distributed.device", "config.schema"}  # the schema names what device= may be
+
+
+SLURM = re.compile(r"SLURM|squeue|sacct|sinfo|scancel|scontrol|sbatch|slurm-|scheduler\.slurm|scheduler import slurm")
+
+
+def test_only_the_scheduler_package_knows_a_batch_system() -> None:
+    words = {name: sorted(set(SLURM.findall(path.read_text()))) for name, path in MODULES.items()}
+    outside = {name: found for name, found in words.items() if found and not name.startswith("scheduler.")}
+    # Help for keys of a site's file, and why its `options` may have any name.
+    assert outside == {"config.schema": ["sbatch", "scontrol"], "config.compose": ["sbatch"]}
+    assert words["scheduler.slurm"] and not words["scheduler.base"] and not words["scheduler.records"]
 
 
 def test_the_login_node_loads_no_torch() -> None:
