@@ -23,6 +23,7 @@ from dilm.core.io import write_json
 from dilm.data.corpus import Corpus, load_corpus, load_split
 from dilm.data.text_table import TextTable, table
 from dilm.distributed.device import pick_device
+from dilm.evaluation.cells import Training
 from dilm.evaluation.finetune import finetuned, frozen
 from dilm.evaluation.text_metrics import NONE, copies, divergence, longest_spans, measures, near_duplicates, words_of
 from dilm.hub.pretrained import cache_folder
@@ -195,7 +196,7 @@ def _labels(
     names = ("audit", config.task.name)
     teacher = replace(config, method="full")  # whose schedule is that of the whole training set
     predictor = frozen if config.learner.freeze_encoder else finetuned
-    said = predictor(teacher, [(corpus.train, names)], asked, cache)(corpus.train, names)
+    said = predictor(teacher, [Training(corpus.train, names)], asked, cache)(corpus.train, names)
     own, valid = said[: len(found.texts)], said[len(found.texts) :]
     for number in np.flatnonzero(own != found.labels):
         flags[number].append(f"the teacher takes it for {config.task.labels[own[number]]}")

@@ -15,6 +15,7 @@ from dilm.data.corpus import load_corpus, load_split, sampled_dev
 from dilm.data.samplers import candidate_rows, plain_batches
 from dilm.data.text_table import TextTable
 from dilm.distributed.device import autocast, pick_device
+from dilm.evaluation.cells import Training
 from dilm.evaluation.finetune import finetuned
 from dilm.hub.pretrained import cache_folder
 from dilm.models.batching import Ids
@@ -41,7 +42,7 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
 
 
 def _ours(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -> Call:
-    predict = finetuned(config, [(dataset, NAMES)], dev, cache)
+    predict = finetuned(config, [Training(dataset, NAMES)], dev, cache)
     learner = build_learner(config.learner, len(config.task.labels), cache, torch.device("cpu"))
     flops = _flops(config, learner, learner.tokenize(dataset.texts), learner.tokenize(dev.texts))
     del learner
