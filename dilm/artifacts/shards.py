@@ -99,7 +99,7 @@ def concatenate(parts: Sequence[ShardTable]) -> ShardTable:
 def write_shards(
     folder: Path, rows: ShardTable, attributes: dict[str, Any], about: dict[str, Any], per_shard: int = ROWS_PER_SHARD
 ) -> None:
-    """Write `rows` as shards, then `index.json`.
+    """Write `rows` as shards of schema 2, at most `per_shard` rows each, then `index.json`. Raises DiskFullError.
 
     `attributes` (key, task, method, dpc, labels) stand in every shard; `about` (configuration, provenance) stands in
     the index alone, since HDF5 attributes end at 64 KB.
@@ -185,7 +185,10 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_shards(folder: Path | str) -> ShardTable:
-    """All rows of a folder of shards, each checked against the index. Raises ShardError that names the file."""
+    """All rows of a folder of shards of schema 1 or 2, in order; every shard is checked against the index.
+
+    Raises ShardError, which names the file that is missing, truncated, altered or of another schema.
+    """
     folder = Path(folder).expanduser()
     index = read_index(folder)
     return concatenate([_read_shard(folder / entry["file"], entry, index) for entry in index["shards"]])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,17 @@ from dilm.data.templates import PROMPT_VERSION, label_words
 from dilm.data.text_table import TextTable, published_files
 from dilm.hub.pretrained import source_id
 
-Work = tuple[TextTable, tuple[str | int, ...]]  # a data set, and the names that seed what is learnt from it
-Predict = Callable[[TextTable, tuple[str | int, ...]], np.ndarray]  # of one `Work` -> dev labels
+SeedNames = tuple[str | int, ...]  # of which every random number of a learner's training is derived
+
+
+class Training(NamedTuple):
+    """What one learner is trained on, or shown, and what seeds it."""
+
+    dataset: TextTable
+    names: SeedNames
+
+
+Predictor = Callable[[TextTable, SeedNames], np.ndarray]  # trains on a data set, and labels dev: (n_dev,) int64
 
 
 def protocol_science(config: Config, dev_hash: str) -> dict[str, Any]:

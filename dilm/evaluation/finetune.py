@@ -14,7 +14,7 @@ from dilm.data.samplers import plain_batches
 from dilm.data.text_table import TextTable
 from dilm.distributed.context import Context
 from dilm.distributed.device import seeded
-from dilm.evaluation.cells import Predict, Work
+from dilm.evaluation.cells import Predictor, SeedNames, Training
 from dilm.models.features import FeatureStore
 from dilm.models.learner import Learner, build_learner, forward_all, text_loss
 from dilm.training.engine import TorchEngine
@@ -44,8 +44,8 @@ def schedule_of(config: Config, n_texts: int) -> Schedule:
     return found
 
 
-def finetuned(context: Context, work: Sequence[Work], dev: TextTable) -> Predict:
-    """The whole learner is trained. Dev is tokenised once."""
+def finetuned(context: Context, trainings: Sequence[Training], dev: TextTable) -> Predictor:
+    """A predictor that trains the whole learner afresh on each data set. Dev is tokenised once."""
     config = context.config
     learner = build_learner(config.learner, context.n_labels, context.cache, context.device)
     dev_tokens = learner.tokenize_once(dev)
@@ -73,29 +73,33 @@ def train_learner(learner: Learner, dataset: TextTable, config: Config, names: N
             engine.step(partial(text_loss, learner, drawn, dataset.labels[rows], config.precision))
 
 
-def frozen(context: Context, work: Sequence[Work], dev: TextTable) -> Predict:
-    """The head alone is trained, on features that are computed once. A cell trains others of its size with it."""
+def frozen(context: Context, trainings: Sequence[Training], dev: TextTable) -> Predictor:
+    """A predictor that trains a head alone, on features that are computed once.
+
+    Up to `HEADS` of the trainings whose data sets are of one size are done side by side.
+    """
     config = context.config
     store = FeatureStore(config.learner, context.n_labels, context.cache, context.device, config.precision)
     dev_features = store.get(dev.texts, "features")
-    texts = sorted({text for dataset, _ in work for text in dataset.texts})
+    texts = sorted({text for dataset, _ in trainings for text in dataset.texts})
     features = dict(zip(texts, store.get(texts, "features"), strict=True))
-    predicted: dict[tuple[str | int, ...], np.ndarray] = {}
+    predicted: dict[SeedNames, np.ndarray] = {}
 
-    def predict(dataset: TextTable, names: tuple[str | int, ...]) -> np.ndarray:
+    def predict(dataset: TextTable, names: SeedNames) -> np.ndarray:
         if names not in predicted:
-            alike = [own for own in work if len(own[0]) == len(dataset) and own[1] not in predicted]
-            train([(dataset, names), *(own for own in alike if own[1] != names)][:HEADS])
+            alike = [other for other in trainings if len(other.dataset) == len(dataset)]
+            left = [other for other in alike if other.names not in predicted and other.names != names]
+            train([Training(dataset, names), *left][:HEADS])
         return predicted[names]
 
-    def train(cells: list[Work]) -> None:
-        stacked = {id(dataset): torch.stack([features[text] for text in dataset.texts]) for dataset, _ in cells}
+    def train(together: list[Training]) -> None:
+        stacked = {id(dataset): torch.stack([features[text] for text in dataset.texts]) for dataset, _ in together}
         # One number brings every encoder's features to the same size, so that one learning rate serves them all.
         scales = {number: features_BD.square().mean().sqrt() for number, features_BD in stacked.items()}
         scaled = {number: features_BD / scales[number] for number, features_BD in stacked.items()}
-        examples = [(scaled[id(dataset)], torch.as_tensor(dataset.labels)) for dataset, _ in cells]
-        heads = train_heads(examples, config, [names for _, names in cells])
-        for (dataset, names), weight_CD, bias_C in zip(cells, *heads, strict=True):
+        examples = [(scaled[id(dataset)], torch.as_tensor(dataset.labels)) for dataset, _ in together]
+        heads = train_heads(examples, config, [names for _, names in together])
+        for (dataset, names), weight_CD, bias_C in zip(together, *heads, strict=True):
             logits_NC = nn.functional.linear(dev_features / scales[id(dataset)], weight_CD, bias_C)
             predicted[names] = logits_NC.argmax(1).numpy()
 

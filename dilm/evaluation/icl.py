@@ -18,19 +18,19 @@ from dilm.core.hashing import derive_seed
 from dilm.data.templates import DEMONSTRATION_END, LABEL_CUE, label_words, prompt_text
 from dilm.data.text_table import TextTable
 from dilm.distributed.context import Context
-from dilm.evaluation.cells import Predict
+from dilm.evaluation.cells import Predictor, SeedNames
 from dilm.models.llm import Llm
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al., 2021
 
 
-def predictor(context: Context, dev: TextTable) -> Predict:
+def predictor(context: Context, dev: TextTable) -> Predictor:
     """Labels dev by what the language model makes of a data set. Dev is tokenised once."""
     config, reader = context.config, Reader(context)
     questions = reader.questions(dev.texts)
     said = False
 
-    def predict(dataset: TextTable, names: tuple[str | int, ...]) -> np.ndarray:
+    def predict(dataset: TextTable, names: SeedNames) -> np.ndarray:
         nonlocal said
         order = demonstration_order(dataset.labels, config.icl.shots, derive_seed("demonstrations", *names))
         demonstrations = reader.demonstrations(dataset.take(order))

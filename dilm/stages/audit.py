@@ -23,6 +23,7 @@ from dilm.core.io import write_json
 from dilm.data.corpus import load_split
 from dilm.data.text_table import TextTable, table
 from dilm.distributed.context import Context
+from dilm.evaluation.cells import Training
 from dilm.evaluation.finetune import finetuned, frozen
 from dilm.evaluation.text_metrics import NONE, copies, divergence, longest_spans, measures, near_duplicates, words_of
 from dilm.models.features import FeatureStore
@@ -194,7 +195,7 @@ def _labels(context: Context, found: Distinct, flags: Flags) -> tuple[dict[str, 
     names = ("audit", config.task.name)
     teacher = context.changed(method="full")  # whose schedule is that of the whole training set
     predictor = frozen if config.learner.freeze_encoder else finetuned
-    said = predictor(teacher, [(corpus.train, names)], asked)(corpus.train, names)
+    said = predictor(teacher, [Training(corpus.train, names)], asked)(corpus.train, names)
     own, valid = said[: len(found.texts)], said[len(found.texts) :]
     for number in np.flatnonzero(own != found.labels):
         flags[number].append(f"the teacher takes it for {config.task.labels[own[number]]}")

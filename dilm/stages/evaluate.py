@@ -20,7 +20,7 @@ from dilm.core.errors import CellsFailedError, DilmError
 from dilm.data.corpus import load_split, sampled_dev, split_hash
 from dilm.data.text_table import TextTable
 from dilm.distributed.context import Context
-from dilm.evaluation.cells import Predict, Work, evaluation_cells
+from dilm.evaluation.cells import Predictor, SeedNames, Training, evaluation_cells
 from dilm.evaluation.metrics import score
 from dilm.tracking.tracker import Progress
 
@@ -53,8 +53,8 @@ def run(config: Config) -> Outcome:
     numbers = sorted({cell.dataset for cell in missing})
     datasets = {number: shards.table.take(np.flatnonzero(shards.dataset == number)) for number in numbers}
     scored = sampled_dev(dev, config.evaluate.dev_rows, config.task.name)
-    work = [(datasets[cell.dataset], names_of(config, cell)) for cell in missing]
-    predict = _predictor(context, work, scored)
+    trainings = [Training(datasets[cell.dataset], names_of(config, cell)) for cell in missing]
+    predict = _predictor(context, trainings, scored)
 
     def evaluate_one(cell: Cell) -> Row:
         return _evaluate_cell(config, cell, datasets[cell.dataset], scored, predict)
@@ -62,7 +62,7 @@ def run(config: Config) -> Outcome:
     return _evaluate_all(config, missing, evaluate_one, log, len(cells) - len(missing))
 
 
-def _predictor(context: Context, work: list[Work], dev: TextTable) -> Predict:
+def _predictor(context: Context, trainings: list[Training], dev: TextTable) -> Predictor:
     """What learns from a data set and labels dev; loaded with models and dev once for all cells."""
     config = context.config
     if config.evaluator == "words":
@@ -75,10 +75,10 @@ def _predictor(context: Context, work: list[Work], dev: TextTable) -> Predict:
         return icl.predictor(context, dev)
     from dilm.evaluation import finetune
 
-    return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(context, work, dev)
+    return (finetune.frozen if config.learner.freeze_encoder else finetune.finetuned)(context, trainings, dev)
 
 
-def names_of(config: Config, cell: Cell) -> tuple[str | int, ...]:
+def names_of(config: Config, cell: Cell) -> SeedNames:
     """What seeds a cell's learner."""
     return ("evaluate", config.task.name, config.seed, cell.dataset, cell.seed)
 
@@ -134,7 +134,7 @@ def _claim_and_evaluate(
         return True, row
 
 
-def _evaluate_cell(config: Config, cell: Cell, dataset: TextTable, dev: TextTable, predict: Predict) -> Row:
+def _evaluate_cell(config: Config, cell: Cell, dataset: TextTable, dev: TextTable, predict: Predictor) -> Row:
     """One cell's row; its failure is in the row and stops nobody else, but what the user must mend is raised."""
     started = time.monotonic()
     try:

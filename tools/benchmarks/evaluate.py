@@ -16,6 +16,7 @@ from dilm.data.samplers import candidate_rows, plain_batches
 from dilm.data.text_table import TextTable
 from dilm.distributed.context import Context
 from dilm.distributed.device import autocast, pick_device
+from dilm.evaluation.cells import Training
 from dilm.evaluation.finetune import finetuned
 from dilm.hub.pretrained import cache_folder
 from dilm.models.batching import Ids
@@ -42,7 +43,7 @@ def contest(keys: Sequence[str], small: bool, folder: Path) -> Contest:
 
 
 def _ours(config: Config, dataset: TextTable, dev: TextTable, cache: Path) -> Call:
-    predict = finetuned(Context(config), [(dataset, NAMES)], dev)
+    predict = finetuned(Context(config), [Training(dataset, NAMES)], dev)
     learner = build_learner(config.learner, len(config.task.labels), cache, torch.device("cpu"))
     flops = _flops(config, learner, learner.tokenize(dataset.texts), learner.tokenize(dev.texts))
     del learner

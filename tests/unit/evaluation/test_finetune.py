@@ -14,7 +14,7 @@ from dilm.data.corpus import load_split
 from dilm.data.samplers import plain_batches
 from dilm.distributed.context import Context
 from dilm.distributed.device import seeded
-from dilm.evaluation.cells import Work
+from dilm.evaluation.cells import Training
 from dilm.evaluation.finetune import frozen, schedule_of, train_heads
 from dilm.models.features import FeatureStore
 from dilm.training.engine import TorchEngine
@@ -53,8 +53,8 @@ def test_frozen_cells_have_the_same_scores_together_alone_and_one_by_one(
     config = tiny("learner.freeze_encoder=true")
     rows, dev = (load_split(config.task, split, tiny_cache) for split in ("train", "dev"))
     sizes = (10, 10, 6, 10)
-    work: list[Work] = [
-        (rows.take(range(50 * number, 50 * number + size)), ("cell", number, seed))
+    work = [
+        Training(rows.take(range(50 * number, 50 * number + size)), ("cell", number, seed))
         for number, size in enumerate(sizes)
         for seed in range(2)
     ]
@@ -63,7 +63,7 @@ def test_frozen_cells_have_the_same_scores_together_alone_and_one_by_one(
     dev_ND = store.get(dev.texts, "features")
     for dataset, names in reversed(work):
         found = together(dataset, names)
-        assert np.array_equal(found, frozen(Context(config), [(dataset, names)], dev)(dataset, names))
+        assert np.array_equal(found, frozen(Context(config), [Training(dataset, names)], dev)(dataset, names))
         features_BD = store.get(dataset.texts, "features")
         scale = features_BD.square().mean().sqrt()
         head = one_head(features_BD / scale, torch.as_tensor(dataset.labels), config, names)
