@@ -104,8 +104,9 @@ def _main(command: Command, run: Run, recorder: Recorder) -> None:
     began = time.monotonic()
     worker.prepare()
     attach()
-    attach_requests()
-    help.register(command)
+    if any(argument.startswith("-") for argument in sys.argv[1:]):  # such as --help and --cfg, which print these
+        attach_requests()
+        help.register(command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
     given = sys.argv[1:]
     arguments = checked(given)

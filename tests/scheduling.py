@@ -80,6 +80,7 @@ class Toy(Scheduler):
 
     prefix = "toy"
     title = "the toy"
+    job_variable = "TOY_JOB"
 
     def __init__(self) -> None:
         self.waiting: dict[str, tuple[Submission, Path]] = {}

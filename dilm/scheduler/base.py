@@ -102,6 +102,7 @@ class Scheduler(ABC):
 
     prefix: ClassVar[str]
     title: ClassVar[str]  # for messages
+    job_variable: ClassVar[str]  # of the environment: set in every process of its jobs, and nowhere else
     # Whether jobs are known on every host of the cluster, can wait for others, and can be queued again.
     batch: ClassVar[bool] = True
     independent_ranks: ClassVar[str] = ""  # a shell line after which a rank that fails doesn't end the job's others

@@ -44,7 +44,8 @@ def scheduler_of(name: str) -> Scheduler:
 
 def submitted_job() -> CurrentJob | None:
     """The job that this process is of; None where no scheduler started it, as in a terminal."""
-    return next(filter(None, (scheduler.current_job(os.environ) for scheduler in schedulers())), None)
+    asked = (scheduler for scheduler in schedulers() if os.environ.get(scheduler.job_variable))
+    return next(filter(None, (scheduler.current_job(os.environ) for scheduler in asked)), None)
 
 
 def current_job() -> CurrentJob:

@@ -38,6 +38,7 @@ class Local(Scheduler):
 
     prefix = "local"
     title = "this machine"
+    job_variable = "SUBMITIT_LOCAL_JOB_ID"
     batch = False
 
     def __init__(self) -> None:

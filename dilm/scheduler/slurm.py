@@ -55,6 +55,7 @@ class Slurm(Scheduler):
 
     prefix = "slurm"
     title = "Slurm"
+    job_variable = "SLURM_JOB_ID"
     independent_ranks = "export SLURM_KILL_BAD_EXIT=0 SLURM_WAIT=0"
 
     def current_job(self, environment: Mapping[str, str]) -> CurrentJob | None:

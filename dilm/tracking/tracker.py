@@ -89,9 +89,10 @@ class Tracker:
 
     def __init__(self, folder: Path, config: Config, artifact: Artifact, active: bool = True) -> None:
         self.path = folder / METRICS_FILE if active else Path(os.devnull)
-        uri, earlier = tracking_uri(config), read_points(self.path, milliseconds()) if active else []
+        uri = tracking_uri(config) if active else None
+        earlier = read_points(self.path, milliseconds()) if uri else []
         self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._live = LiveRun(uri, artifact, earlier) if uri and active else None
+        self._live = LiveRun(uri, artifact, earlier) if uri else None
 
     def __enter__(self) -> "Tracker":
         return self
