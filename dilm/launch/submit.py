@@ -72,15 +72,16 @@ def with_site(asked: dict[str, Any], site: SiteConfig, command: str) -> dict[str
 def gpus_of(asked: dict[str, Any]) -> int:
     """GPUs that a job with these parameters gets, on all its nodes."""
     gres = asked.get("gres") or ""
-    count = gres.rpartition(":")[2] if gres.startswith("gpu") else ""
+    count = str(asked.get("gpus_per_node") or (gres.rpartition(":")[2] if gres.startswith("gpu") else ""))
     return int(asked.get("nodes") or 1) * (int(count) if count.isdecimal() else 0)
 
 
 def setup_lines(site: SiteConfig, command: str, scheduler: str = DEFAULT_SCHEDULER) -> list[str]:
     """Shell lines before a job's processes start."""
     lines = ["set -e", f"source {shlex.quote(str(ENVIRONMENT_FILE))}"]
-    if command == "evaluate":  # its processes share cells, and the others go on when one fails
-        lines.append(scheduler_named(scheduler).independent_ranks)
+    independent = scheduler_named(scheduler).independent_ranks
+    if command == "evaluate" and independent:  # its processes share cells, and the others go on when one fails
+        lines.append(independent)
     if site.modules:
         lines.append(f"module load {shlex.join(site.modules)}")
     lines += site.setup

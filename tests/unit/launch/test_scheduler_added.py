@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,19 @@ CPUS = ["experiment=tiny", "method=random", "evaluator=words", "threads=1", "lau
 
 
 @pytest.fixture
-def keys(tmp_path: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys of a small study, where the configuration has the toy's file."""
+def keys(tmp_path: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Keys of a small study, where the configuration has the toy's file; its jobs have ended afterwards."""
     conf = tmp_path / "conf"
     shutil.copytree(CONF_FOLDER, conf)
     (conf / "hydra" / "launcher" / "toy.yaml").write_text(YAML)
     monkeypatch.setattr(compose, "CONF_FOLDER", conf)
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
-    return [*CPUS, f"root={tmp_path / 'runs'}", f"cache={tiny_cache}", "hydra/launcher=toy"]
+    yield [*CPUS, f"root={tmp_path / 'runs'}", f"cache={tiny_cache}", "hydra/launcher=toy"]
+    toy = scheduler_named("toy")
+    assert isinstance(toy, Toy)
+    for processes in toy.processes.values():
+        for process in processes:
+            process.wait(60)  # a job writes its end before it ends
 
 
 def test_a_study_runs_by_it(tmp_path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_a_run_asks_for_more_or_less() -> None:
     assert (asked["nodes"], asked["tasks_per_node"], asked["gres"], asked["cpus_per_task"]) == (2, 8, "gpu:a100:8", 4)
     assert (asked["mem_gb"], asked["timeout_min"]) == (100, 8)
     assert asked["signal_delay_s"] == 240  # no more than half of the time
-    assert gpus_of(asked) == 16
+    assert gpus_of(asked) == 16 == gpus_of({"nodes": 2, "gpus_per_node": 8, "gres": None})
     alone = request(SITE, LauncherConfig(gpus=0, tasks=3), "evaluate")
     assert (alone["gres"], alone["tasks_per_node"], alone["partition"], alone["constraint"]) == (None, 3, "short", None)
     assert alone["timeout_min"] == 60 and gpus_of(alone) == 0
@@ -70,6 +70,7 @@ def test_shell_lines_come_in_their_order() -> None:
     assert modules == "module load cuda/12 gcc"
     assert rest == ["ulimit -n 9999", 'export TMPDIR="/tmp/$USER"; mkdir -p "$TMPDIR"']
     assert "export SLURM_KILL_BAD_EXIT=0 SLURM_WAIT=0" in setup_lines(SITE, "evaluate")
+    assert setup_lines(SITE, "evaluate", "local") == setup_lines(SITE, "train")
 
 
 def test_what_is_given_by_hand_is_added_to_the_sites() -> None:
