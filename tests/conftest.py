@@ -30,8 +30,8 @@ DISK_BYTES = 65_536
 
 # What a worker takes as a whole, the longest first so that none is left over at the end: one Slurm cluster serves all
 # tests of its folder, one at a time. Every other file is a part of its own, and comes when these are dealt.
-LONGEST = ("cluster", "ranks/test_resume.py", "ranks/test_commands.py", "ranks/test_engines.py", "e2e/test_pipeline.py",
-           "e2e/test_teach.py", "unit/test_launch.py")  # fmt: skip
+LONGEST = ("cluster", "ranks/test_resume.py", "ranks/test_engines.py", "ranks/test_commands.py", "unit/test_cli.py",
+           "e2e/test_pipeline.py", "e2e/test_teach.py", "unit/launch/test_worker.py", "e2e/test_browser.py")  # fmt: skip
 
 Compose = Callable[..., Config]
 
@@ -44,6 +44,7 @@ def part_of(node: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest parts first; within them, and after them, as collected."""
+    assert all((Path(__file__).parent / part).exists() for part in LONGEST), "LONGEST names a part that has moved"
     ranks = {part: rank for rank, part in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(part_of(item.nodeid), len(ranks)))
 

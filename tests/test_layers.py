@@ -17,9 +17,9 @@ MAY_IMPORT = {
     "scheduler": "",
     "hub": "config",
     "data": "config hub",
-    "artifacts": "config scheduler hub data",
+    "distributed": "config data",
+    "artifacts": "config scheduler hub data distributed",
     "tracking": "config scheduler artifacts",
-    "distributed": "config",
     "models": "config hub data artifacts distributed",
     "training": "config data artifacts tracking distributed models",
     "selection": "config data artifacts tracking distributed models",
@@ -33,7 +33,8 @@ MAY_IMPORT = {
 COMMANDS = ("train", "generate", "evaluate", "collect", "prefetch", "audit", "export")
 ROOT = {"cli", *COMMANDS}  # files of the package's root, which may import everything but each other's commands
 NO_TORCH = ("core", "config", "scheduler", "hub", "data", "artifacts", "tracking", "report", "launch")
-TORCH_FREE = ("evaluation.cells", "evaluation.metrics", "evaluation.text_metrics", *sorted(ROOT))  # of other packages
+OTHERS_FREE = "distributed.world evaluation.cells evaluation.metrics evaluation.text_metrics".split()
+TORCH_FREE = (*OTHERS_FREE, *sorted(ROOT))  # of other packages
 STILL_SHORT = """
 core.hashing evaluation.metrics models.bag_of_words scheduler.job stages.collect training.optimizer
 """.split()

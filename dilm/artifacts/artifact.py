@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from dilm import __version__
 from dilm.artifacts import locks
@@ -17,34 +17,11 @@ from dilm.core import signals
 from dilm.core.errors import MissingArtifactError
 from dilm.core.io import REPOSITORY, TEMPORARY, new_folder, read_json, write_json
 from dilm.core.signals import Stopped
+from dilm.distributed.world import ALONE, World
 from dilm.scheduler.job import job_id, restarts
 
 POLL_SECONDS = 1.0
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "h5py", "hydra-core", "datasets")
-T = TypeVar("T")
-
-
-class Ranks(Protocol):
-    """The processes that make an artifact together; the main one claims it and gives it its name."""
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the main one."""
-        ...
-
-    def broadcast(self, value: T) -> T:
-        """The main one's value, on every rank."""
-        ...
-
-
-class OneRank:
-    """A single process."""
-
-    main = True
-
-    def broadcast(self, value: T) -> T:
-        """The value itself."""
-        return value
 
 
 @dataclass(frozen=True)
@@ -78,32 +55,31 @@ def make(
     build: Callable[[Path], None],
     config: Config,
     say: Callable[[str], None] = print,
-    ranks: Ranks | None = None,
+    world: World = ALONE,
 ) -> bool:
     """Make an artifact unless it is there; True if this call made it.
 
     `build` fills a temporary folder, the same on all ranks, which gets the final name at the end. Another process that
     is making the same artifact is waited for; where it dies, this one takes over.
     """
-    ranks = ranks or OneRank()
     folder = artifact.folder
     claim = folder.with_name(f"{folder.name}.claim")
-    tell = say if ranks.main else _silent
+    tell = say if world.main else _silent
     waiting = False
     force = config.force and not _made_by_this_job(artifact)
-    if ranks.broadcast(artifact.exists and not force):
+    if world.broadcast(artifact.exists and not force):
         tell(f"found {folder}")
         return False
     while True:
-        if ranks.broadcast(signals.told()):
-            raise Stopped(ranks.broadcast(signals.told_again()))
-        with locks.held(claim) if ranks.main else nullcontext(False) as won:
-            found, won = ranks.broadcast((artifact.exists and (waiting or not force), won))
+        if world.broadcast(signals.told()):
+            raise Stopped(world.broadcast(signals.told_again()))
+        with locks.held(claim) if world.main else nullcontext(False) as won:
+            found, won = world.broadcast((artifact.exists and (waiting or not force), won))
             if found:
                 tell(f"found {folder}")
                 return False
             if won:
-                _build(artifact, build, config, ranks)
+                _build(artifact, build, config, world)
                 tell(f"wrote {folder}")
                 return True
         if not waiting:
@@ -124,19 +100,19 @@ def _silent(line: str) -> None:
     """What ranks other than the main one say."""
 
 
-def _build(artifact: Artifact, build: Callable[[Path], None], config: Config, ranks: Ranks) -> None:
-    if ranks.main:
+def _build(artifact: Artifact, build: Callable[[Path], None], config: Config, world: World) -> None:
+    if world.main:
         for leftover in artifact.folder.parent.glob(f"{artifact.folder.name}{TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: the claim says that none is alive
     began = time.monotonic()
-    with new_folder(artifact.folder) if ranks.main else nullcontext(artifact.folder) as temporary:
-        build(ranks.broadcast(temporary))
-        if ranks.main:
+    with new_folder(artifact.folder) if world.main else nullcontext(artifact.folder) as temporary:
+        build(world.broadcast(temporary))
+        if world.main:
             seconds = round(time.monotonic() - began, 3)  # of the attempt that completed it
             write_json(temporary / "provenance.json", provenance(artifact, config) | {"seconds": seconds})
-    if ranks.main:
+    if world.main:
         shutil.rmtree(artifact.state, ignore_errors=True)
-    ranks.broadcast(None)  # no rank goes on before the artifact has its name
+    world.broadcast(None)  # no rank goes on before the artifact has its name
 
 
 def provenance(artifact: Artifact, config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The launcher (torchrun, or srun through the job's own start) says who is who by RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR and MASTER_PORT; without them a run is one process. Objects that are shared travel between processes of
-the same run alone.
+the same run alone. Torch is imported by the methods that need it, so that artifacts can be made without it.
 """
 
 import os
@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dilm.core.errors import ConfigError
-from dilm.distributed.device import collective_backend, take_own_gpu
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(days=1)  # of a collective call: the others wait while the main rank clusters a corpus
@@ -45,6 +43,8 @@ class World:
         """The main process's value, on every rank."""
         if self.size == 1:
             return value
+        import torch.distributed as dist
+
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -53,6 +53,8 @@ class World:
         """Every rank's value, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         boxes: list[Any] = [None] * self.size
         dist.all_gather_object(boxes, value)
         return boxes
@@ -61,14 +63,19 @@ class World:
         """Which of some flags is set on any rank, by one small message."""
         if self.size == 1:
             return list(flags)
+        import torch
+        import torch.distributed as dist
+
         raised = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised]
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: "Tensor") -> "Tensor":
         """Sum over the ranks, as a new tensor."""
         if self.size == 1:
             return tensor
+        import torch.distributed as dist
+
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
@@ -87,6 +94,8 @@ class World:
     def barrier(self) -> None:
         """Go on once every rank has come here."""
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
 
@@ -124,6 +133,10 @@ def joined() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
+    import torch.distributed as dist
+
+    from dilm.distributed.device import collective_backend, take_own_gpu
+
     take_own_gpu()
     dist.init_process_group(collective_backend(), timeout=TIMEOUT)
     try:

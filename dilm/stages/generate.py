@@ -34,7 +34,7 @@ def run(config: Config, world: World = ALONE) -> Artifact:
     corpus = world.main_first(lambda: load_corpus(config.task, config.data, cache))
     artifact = dataset_artifact(config, corpus.content_hash)
     if world.broadcast(artifact.exists and not config.force):
-        make(artifact, lambda folder: None, config, ranks=world)
+        make(artifact, lambda folder: None, config, world=world)
         return artifact
     pool = _pool(config, corpus, world) if config.method in GENERATOR_METHODS else None
 
@@ -45,7 +45,7 @@ def run(config: Config, world: World = ALONE) -> Artifact:
             )
             _choose_all(config, artifact, candidates, corpus, cache, folder)
 
-    make(artifact, choose, config, ranks=world)
+    make(artifact, choose, config, world=world)
     return artifact
 
 
@@ -60,7 +60,7 @@ def _pool(config: Config, corpus: Corpus, world: World) -> Path:
         else:
             _write_candidates(config, pool, parent, world, folder)
 
-    make(pool, fill, config, ranks=world)
+    make(pool, fill, config, world=world)
     return pool.folder
 
 

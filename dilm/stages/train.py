@@ -27,7 +27,7 @@ def pretrain(config: Config, world: World = ALONE) -> Artifact:
         with out_of_memory():
             Pretraining(config, corpus, artifact, cache, world).train(folder)
 
-    make(artifact, build, config, ranks=world)
+    make(artifact, build, config, world=world)
     return artifact
 
 
@@ -61,8 +61,8 @@ def make_trajectories(config: Config, world: World = ALONE) -> None:
     with out_of_memory():
         maker = Learners(config, corpus, cache, world)
         for number, (trajectory, teacher) in pool.items():
-            make(trajectory, partial(maker.train, number), config, ranks=world)
-            make(teacher, partial(maker.measure, trajectory.folder, number), config, ranks=world)
+            make(trajectory, partial(maker.train, number), config, world=world)
+            make(teacher, partial(maker.measure, trajectory.folder, number), config, world=world)
 
 
 def match(config: Config, world: World = ALONE) -> Artifact:
@@ -78,7 +78,7 @@ def match(config: Config, world: World = ALONE) -> Artifact:
             training = imitation if config.match.objective == "teach" else Matching
             training(config, corpus, artifact, cache, world).train(folder)
 
-    make(artifact, build, config, ranks=world)
+    make(artifact, build, config, world=world)
     return artifact
 
 

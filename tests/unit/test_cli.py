@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import forking
 import pytest
 
 from dilm.config.compose import check_override, load_task, rewrite
@@ -16,15 +17,24 @@ from dilm.data.corpus import find_place
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def dilm(command: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+OFFLINE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def dilm(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command from its start, with all that imports might say."""
     return subprocess.run(
         [sys.executable, "-m", f"dilm.{command}", *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        env=os.environ | OFFLINE,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def forked(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same where what it makes is looked at."""
+    return forking.run("-m", f"dilm.{command}", *arguments, cwd=cwd, env=os.environ | OFFLINE)
 
 
 @pytest.mark.parametrize(
@@ -91,18 +101,18 @@ def test_one_line_exit_two_and_nothing_written(arguments: list[str], message: st
 
 
 def test_a_missing_parent_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    done = dilm("evaluate", "experiment=tiny", "method=random", f"cache={tmp_path}", cwd=tmp_path)
+    done = forked("evaluate", "experiment=tiny", "method=random", f"cache={tmp_path}", cwd=tmp_path)
     assert done.returncode == 2
     keys = f"experiment=tiny method=random cache={tmp_path}"
     assert done.stderr.rstrip().endswith(f"Make it with: python -m dilm.generate {keys}")
-    done = dilm("train", "experiment=tiny", "stages=[match]", f"cache={tmp_path}", cwd=tmp_path)
+    done = forked("train", "experiment=tiny", "stages=[match]", f"cache={tmp_path}", cwd=tmp_path)
     assert done.returncode == 2  # the same stages would lead here again
     assert done.stderr.rstrip().endswith(f"Make it with: python -m dilm.train experiment=tiny cache={tmp_path}")
 
 
 def test_other_jobs_of_a_multirun_go_on_and_the_status_tells(tmp_path: Path) -> None:
     overrides = ["-m", "experiment=tiny", "method=lm,random", f"cache={tmp_path}"]
-    done = dilm("generate", *overrides, cwd=tmp_path)
+    done = forked("generate", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     assert "method=lm: MissingArtifactError" in done.stderr or "method=lm" in done.stderr
     assert len(list((tmp_path / "runs" / "tiny").glob("random-dpc4-*"))) == 1
@@ -161,7 +171,7 @@ def test_a_stopped_command_leaves_nothing_under_a_final_name_and_a_rerun_ends(
         assert process.returncode == -signal.SIGKILL
         assert all(".tmp-" in name or ".claim." in name for name in left)
 
-    done = dilm("train", *arguments, cwd=tmp_path)
+    done = forked("train", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (made,) = folder.iterdir()
     assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.jsonl", "provenance.json"} <= {
@@ -195,20 +205,20 @@ def test_a_multirun_over_the_papers_tasks_needs_no_slurm(tmp_path: Path) -> None
         "pretrain.steps=2",
         f"cache={tmp_path}",
     ]
-    done = dilm("train", *overrides, cwd=tmp_path)
+    done = forked("train", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.parent.name for path in tmp_path.glob("runs/*/lm-tiny-*")) == ["mnli", "qqp", "sst2"]
 
 
 def test_prefetch_fills_the_cache_and_a_second_run_finds_it(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = dilm("prefetch", "experiment=tiny", f"cache={cache}", cwd=tmp_path)
+    first = forked("prefetch", "experiment=tiny", f"cache={cache}", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "task tiny: 1200 train rows (built)" in first.stdout
     found = sorted((cache / "models").iterdir())
     assert len(found) == 2
     assert all(str(folder) in first.stdout or folder.name.startswith("tiny-") for folder in found)
-    again = dilm("prefetch", "experiment=tiny", f"cache={cache}", cwd=tmp_path)
+    again = forked("prefetch", "experiment=tiny", f"cache={cache}", cwd=tmp_path)
     assert again.stdout == first.stdout
 
 

@@ -192,7 +192,7 @@ def test_two_processes_at_once_build_once(artifact: Artifact, force: bool) -> No
         second = builder(artifact, force)
         try:
             said = line_of(second)
-            assert f"is being made by job {artifact_module.claims.job_id().rpartition('-')[0]}-{first.pid} " in said
+            assert f"is being made by job {artifact_module.locks.job_id().rpartition('-')[0]}-{first.pid} " in said
             assert not artifact.exists
             (artifact.folder.parent / "go").touch()
             assert ended(first) == [f"wrote {artifact.folder}", "made True"]
