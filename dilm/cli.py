@@ -27,7 +27,7 @@ from dilm.core.errors import DilmError, MissingArtifactError
 from dilm.core.io import CONF_FOLDER
 from dilm.data.corpus import with_fallback
 from dilm.launch import plan, worker
-from dilm.launch.hydra_launcher import chosen_launcher, launch
+from dilm.launch.hydra_launcher import MULTIRUN, chosen_launcher, launch
 from dilm.launch.submit import attach_requests
 from dilm.launch.sweep import with_sweep
 from dilm.launch.worker import INTERRUPTED, READER_GONE, USER_ERROR, Ending, Recorder, as_line, reader_gone, user_error
@@ -110,7 +110,7 @@ def _main(command: Command, run: Run, recorder: Recorder) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own report and exits with 1
     given = sys.argv[1:]
     arguments = checked(given)
-    if {"-m", "--multirun"} & set(arguments):
+    if set(MULTIRUN) & set(arguments):
         arguments = with_sweep(arguments, command.name)
         if launcher := chosen_launcher(arguments, command.name):
             launch(command.name, arguments, launcher)

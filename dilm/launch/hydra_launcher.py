@@ -23,15 +23,21 @@ from dilm.scheduler.base import JobRef, Submission
 from dilm.scheduler.job import cancel_commands, scheduler_named
 from dilm.scheduler.records import DONE, ENDED, FAILED, QUEUED, Call, Job, finish, judge, log_file, write_queued
 
+MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")  # the ways to ask for a sweep
+ELSEWHERE = ("--config", "-cd", "-cn", "-cp", "--experimental-rerun")  # options of Hydra
 Sent = list[tuple[Call, list[str]]]  # calls, and the names of the jobs that make what they make
 
 
 def chosen_launcher(arguments: Sequence[str], command: str) -> str:
     """The launcher of `conf/hydra/launcher` that a sweep's keys choose; "" where Hydra runs it in this process.
 
-    Options other than `-m`, such as `--help`, are Hydra's.
+    Raises ConfigError for an option that changes where configurations come from, which jobs would not know of.
     """
-    if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
+    options = [argument for argument in arguments if argument.startswith("-") and argument not in MULTIRUN]
+    ours = [f"hydra/launcher={name}" for name in options_of("hydra/launcher")]
+    if away := [option for option in options if option.startswith(ELSEWHERE) and set(ours) & set(arguments)]:
+        raise ConfigError(f"{away[0]} does not reach the jobs of hydra/launcher; leave one of them away.")
+    if options:  # such as --help, which are Hydra's
         return ""
     keys = [argument for argument in arguments if not argument.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(keys)
@@ -44,7 +50,7 @@ def launch(command: str, arguments: Sequence[str], launcher: str) -> None:
     """Run every combination of keys as a job, and wait for all. Raises JobsFailedError at the end if any failed."""
     if command not in job_commands():
         raise ConfigError(f"python -m dilm.{command} does not run as a job; leave hydra/launcher away.")
-    keys = [argument for argument in arguments if not argument.startswith(("-", "hydra/launcher="))]
+    keys = [argument for argument in arguments if not argument.startswith(("-", "hydra/launcher=", "hydra.mode="))]
     study, known = plan_sweep(command, keys, launcher)
     root, n_new = study.root, sum(len(planned.array.jobs) for planned in study.arrays)
     n_done = sum(not names for _, names in known)
