@@ -24,6 +24,7 @@ from dilm.config.validate import typed
 from dilm.core.io import CONF_FOLDER
 from dilm.distributed.context import Context
 from dilm.distributed.world import joined
+from dilm.launch.worker import leave
 from dilm.matching.batches import SyntheticTexts
 from dilm.matching.trainer import Matching
 from dilm.stages.train import Pretraining
@@ -122,3 +123,4 @@ def main(out: Path, pool: Path, overrides: list[str]) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    leave(0)  # as commands do: else threads of the collective library abort one process in fifty on busy cores

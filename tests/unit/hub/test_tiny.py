@@ -116,9 +116,8 @@ def test_models_load(folders: dict[str, Path], tokenizers: dict[str, Any]) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_building_again_gives_the_same_bytes(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """In another process, with another hash seed: nothing may hang on the order of a set."""
-    code = (
-        f"from pathlib import Path; from dilm.tiny import build_tiny_model as b; b({name!r}, Path({str(tmp_path)!r}))"
-    )
+    call = f"build_tiny_model({name!r}, Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from dilm.hub.tiny import build_tiny_model; {call}"
     environment = {**os.environ, "PYTHONHASHSEED": "77", "RAYON_NUM_THREADS": "2"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
     first = {file.name: file.read_bytes() for file in folders[name].iterdir()}
