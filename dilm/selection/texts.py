@@ -3,7 +3,7 @@
 Shape suffixes: N texts, D features of an embedding.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dilm.config.compose import load_learner, options_of
-from dilm.config.schema import DEVICES, EMBEDDED, LearnerConfig, SourceConfig, TeachConfig
+from dilm.config.schema import DEVICES, EMBEDDED, PRECISIONS, LearnerConfig, SourceConfig, TeachConfig
 from dilm.core.errors import ArgumentError, did_you_mean
 from dilm.core.hashing import derive_seed
 from dilm.core.io import read_json
@@ -27,7 +27,6 @@ from dilm.selection.select import class_seed, first_rows, others_first, taught_r
 from dilm.selection.teach import Labels, view_of
 
 CHOICES = ("teach", *EMBEDDED, "random")
-PRECISIONS = ("fp32", "bf16")
 MAX_TOKENS = 512  # of a text, for an encoder from a folder that doesn't say fewer
 
 
@@ -118,7 +117,7 @@ def _taught(
     return members[taught_rows([view], labels, dpc, seed, TeachConfig())]
 
 
-def _one_of(known: Sequence[str], **arguments: str) -> None:
+def _one_of(known: Collection[str], **arguments: str) -> None:
     for name, value in arguments.items():
         if value not in known:
             raise ArgumentError(f"{name} {value!r} is unknown.{did_you_mean(str(value), known)}")
