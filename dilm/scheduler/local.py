@@ -42,7 +42,8 @@ class Local(Scheduler):
     batch = False
 
     def __init__(self) -> None:
-        self._started: dict[str, Any] = {}  # submitit's jobs that this process has submitted, by name
+        self._started: dict[str, Any] = {}  # submitit's jobs that this process has submitted and that run, by name
+        self._ended: set[str] = set()  # those that have ended: submitit's are let go, else they complain at exit
 
     def current_job(self, environment: Mapping[str, str]) -> CurrentJob | None:
         """The job of submitit's controller on this machine, also where that runs inside a job of a batch system."""
@@ -63,8 +64,12 @@ class Local(Scheduler):
         return {job.name: self._status(job) for job in jobs}
 
     def _status(self, job: JobRef) -> JobStatus:
-        if started := self._started.get(job.name):
-            ended = started.done()
+        ended: bool | None
+        if job.name in self._started and self._started[job.name].done():
+            del self._started[job.name]
+            self._ended.add(job.name)
+        if job.name in self._started or job.name in self._ended:
+            ended = job.name in self._ended
         elif job.process is None:
             return JobStatus(UNKNOWN)
         else:
